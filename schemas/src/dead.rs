@@ -1,0 +1,37 @@
+//! The index of dead jobs: what an operator sees of a job that rests in `dead`.
+
+use crate::class::Class;
+use crate::failure::{Attempt, Failure};
+use crate::id::JobId;
+use crate::names::{ClientName, ModelName};
+use crate::time::UnixMillis;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One dead job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeadEntry {
+    /// Major version of the wire.
+    pub version: u8,
+    /// The job; a fresh id where the message did not say.
+    pub id: JobId,
+    /// When it died.
+    pub died: UnixMillis,
+    /// Why.
+    pub failure: Failure,
+    /// Attempts made.
+    pub attempts: u8,
+    /// Failed attempts, oldest first.
+    #[serde(default)]
+    pub history: Vec<Attempt>,
+    /// The model it asked for, if it could be read that far.
+    pub model: Option<ModelName>,
+    /// Who submitted it, if it could be read that far.
+    pub client: Option<ClientName>,
+    /// Its class.
+    pub class: Class,
+    /// Bytes of its input.
+    pub size: u64,
+    /// The queue it was last in.
+    pub queue: String,
+}
