@@ -16,7 +16,9 @@ pub struct JobId(Uuid);
 
 /// Not a job id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("job id {0:?} is not a UUID: send the id that submit returned, such as 019aa0f2-5d0e-7cc1-9f5e-7a1b0c2d3e4f")]
+#[error(
+    "job id {0:?} is not a UUID: send the id that submit returned, such as 019aa0f2-5d0e-7cc1-9f5e-7a1b0c2d3e4f"
+)]
 pub struct InvalidJobId(String);
 
 /// Namespace of the ids that are made from idempotency keys. Fixed for ever: changing it would make every

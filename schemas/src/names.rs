@@ -32,7 +32,8 @@ impl InvalidName {
 pub struct ModelName(Box<str>);
 
 impl ModelName {
-    const RULE: &'static str = "use 1 to 128 of a-z, 0-9, '.', '_' and '-', starting with a letter or a digit";
+    const RULE: &'static str =
+        "use 1 to 128 of a-z, 0-9, '.', '_' and '-', starting with a letter or a digit";
 
     /// Checks and takes `name`.
     pub fn new(name: &str) -> Result<Self, InvalidName> {

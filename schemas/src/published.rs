@@ -12,6 +12,7 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("dispatcher_report", schema_for!(heartbeat::DispatcherReport)),
         ("job_body", schema_for!(JobBody)),
         ("job_result", schema_for!(JobResult)),
+        ("model_contract", schema_for!(crate::model::ModelContract)),
         ("worker_report", schema_for!(heartbeat::WorkerReport)),
     ]
 }

@@ -116,9 +116,10 @@ impl GiveUp {
     pub fn explain(self, failure: &Failure, attempts: u8) -> Failure {
         match self {
             Self::NotWorthIt => failure.clone(),
-            Self::AttemptsSpent => {
-                Failure::new(failure.kind, format!("gave up after {attempts} attempts; last: {}", failure.message))
-            }
+            Self::AttemptsSpent => Failure::new(
+                failure.kind,
+                format!("gave up after {attempts} attempts; last: {}", failure.message),
+            ),
             Self::DeadlineTooNear => Failure::new(
                 FailureKind::DeadlineExceeded,
                 format!("no time left for another attempt after {attempts}; last: {failure}"),

@@ -159,7 +159,9 @@ impl Tensor {
             None => {
                 let found = values::count_prefixed(&self.data);
                 (found != Ok(elements)).then(|| match found {
-                    Ok(found) => format!("data has {found} elements, but shape {:?} takes {elements}", self.shape),
+                    Ok(found) => {
+                        format!("data has {found} elements, but shape {:?} takes {elements}", self.shape)
+                    }
                     Err(reason) => reason.to_owned(),
                 })
             }
@@ -220,10 +222,9 @@ mod tests {
     #[test]
     fn json_values_and_raw_bytes_are_the_same_tensor() {
         let tensor = Tensor::fp32("x", [2, 2], &[1.0, 2.5, -3.0, 0.0]).unwrap();
-        let nested: Tensor = serde_json::from_str(
-            r#"{"name":"x","datatype":"FP32","shape":[2,2],"data":[[1,2.5],[-3,0]]}"#,
-        )
-        .unwrap();
+        let nested: Tensor =
+            serde_json::from_str(r#"{"name":"x","datatype":"FP32","shape":[2,2],"data":[[1,2.5],[-3,0]]}"#)
+                .unwrap();
         assert_eq!(nested, tensor);
         let packed = wire::encode(&tensor);
         assert_eq!(wire::decode::<Tensor>(&packed).unwrap(), tensor);

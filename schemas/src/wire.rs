@@ -15,7 +15,9 @@ pub const CONTENT_TYPE: &str = "application/msgpack";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Written for a later major version.
-    #[error("message has wire version {found}, this build reads up to {WIRE_VERSION}: upgrade it, or send version {WIRE_VERSION}")]
+    #[error(
+        "message has wire version {found}, this build reads up to {WIRE_VERSION}: upgrade it, or send version {WIRE_VERSION}"
+    )]
     Version {
         /// The version found.
         found: u64,

@@ -14,6 +14,10 @@ fn json_schemas_are_up_to_date() {
             std::fs::write(&path, &expected).unwrap();
         }
         let found = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(found == expected, "{} is out of date: run with UPDATE_SCHEMAS=1 and review the change", path.display());
+        assert!(
+            found == expected,
+            "{} is out of date: run with UPDATE_SCHEMAS=1 and review the change",
+            path.display()
+        );
     }
 }

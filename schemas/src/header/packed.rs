@@ -22,7 +22,9 @@ const ELEMENTS_MIN: u32 = 15;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidHeader {
     /// Written for a later major version.
-    #[error("header has wire version {0}, this build reads up to {WIRE_VERSION}: upgrade it, or send version {WIRE_VERSION}")]
+    #[error(
+        "header has wire version {0}, this build reads up to {WIRE_VERSION}: upgrade it, or send version {WIRE_VERSION}"
+    )]
     Version(u64),
     /// Not the array it should be.
     #[error("header element {element:?} {problem}")]
@@ -207,7 +209,8 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self, element: &'static str) -> Result<&'a str, InvalidHeader> {
-        let (text, rest) = decode::read_str_from_slice(self.rest).map_err(|_| malformed(element, "is not text"))?;
+        let (text, rest) =
+            decode::read_str_from_slice(self.rest).map_err(|_| malformed(element, "is not text"))?;
         self.rest = rest;
         Ok(text)
     }

@@ -49,7 +49,9 @@ pub enum InvalidPlainHeader {
         max: u64,
     },
     /// Written for a later major version.
-    #[error("header sl-version is {0}, this build reads up to {WIRE_VERSION}: upgrade it, or send version {WIRE_VERSION}")]
+    #[error(
+        "header sl-version is {0}, this build reads up to {WIRE_VERSION}: upgrade it, or send version {WIRE_VERSION}"
+    )]
     Version(u64),
     /// A name that is not allowed.
     #[error(transparent)]
@@ -102,7 +104,8 @@ impl JobHeader {
         if let Some(ms) = number(get, names::DEADLINE_MS, 1, deadline_ms_max)? {
             header.deadline = now.plus(Duration::from_millis(ms));
         }
-        header.run_timeout = number(get, names::RUN_TIMEOUT_MS, 1, deadline_ms_max)?.map(Duration::from_millis);
+        header.run_timeout =
+            number(get, names::RUN_TIMEOUT_MS, 1, deadline_ms_max)?.map(Duration::from_millis);
         header.attempts_max = number(get, names::ATTEMPTS_MAX, 1, u64::from(ATTEMPTS_MAX))?
             .map(|n| u8::try_from(n).expect("checked against ATTEMPTS_MAX"));
         Ok(header)

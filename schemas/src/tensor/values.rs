@@ -134,7 +134,10 @@ fn pack_one(datatype: Datatype, value: &Scalar, out: &mut Vec<u8>) -> Option<()>
         Datatype::Int16 => integer!(i16),
         Datatype::Int32 => integer!(i32),
         Datatype::Int64 => integer!(i64),
-        #[expect(clippy::cast_possible_truncation, reason = "JSON has one kind of number; FP32 is what was asked for")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "JSON has one kind of number; FP32 is what was asked for"
+        )]
         Datatype::Fp32 => out.extend_from_slice(&(float(value)? as f32).to_le_bytes()),
         Datatype::Fp64 => out.extend_from_slice(&float(value)?.to_le_bytes()),
         // As in the protocol: half precision travels as raw bytes only.
