@@ -45,7 +45,13 @@ pub trait Settle: Send {
 
 impl Delivery {
     /// A delivery that `settle` settles.
-    pub fn new(message: Message, redelivered: bool, returns: u32, death: Option<Death>, settle: Box<dyn Settle>) -> Self {
+    pub fn new(
+        message: Message,
+        redelivered: bool,
+        returns: u32,
+        death: Option<Death>,
+        settle: Box<dyn Settle>,
+    ) -> Self {
         Self { message, redelivered, returns, death, settle: Some(settle) }
     }
 

@@ -130,7 +130,9 @@ pub enum BrokerError {
         user: String,
     },
     /// A queue exists with other settings.
-    #[error("queue {queue} exists with other settings ({reason}): restore the setting or delete the queue once it is empty")]
+    #[error(
+        "queue {queue} exists with other settings ({reason}): restore the setting or delete the queue once it is empty"
+    )]
     Mismatch {
         /// The queue.
         queue: String,

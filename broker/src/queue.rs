@@ -27,7 +27,8 @@ impl Queue {
     /// Every queue but the reply queues: the fixed topology.
     pub fn fixed() -> impl Iterator<Item = Self> {
         let jobs = Class::ALL.into_iter().map(Self::Jobs);
-        let wait = Lane::ALL.into_iter().flat_map(|lane| Class::ALL.into_iter().map(move |c| Self::Wait(lane, c)));
+        let wait =
+            Lane::ALL.into_iter().flat_map(|lane| Class::ALL.into_iter().map(move |c| Self::Wait(lane, c)));
         let lanes = Lane::ALL.into_iter().map(Self::Lane);
         let retries = DELAYS.into_iter().map(Self::Retry);
         jobs.chain(wait).chain(lanes).chain(retries).chain([Self::Dead, Self::DeadIntake])

@@ -37,7 +37,9 @@ impl Future for Receipt {
             Inner::Pending(receiver) => {
                 Poll::Ready(ready!(Pin::new(receiver).poll(cx)).unwrap_or(Err(PublishError::Lost)))
             }
-            Inner::Refused(error) => Poll::Ready(Err(error.take().expect("a receipt is polled to its end once"))),
+            Inner::Refused(error) => {
+                Poll::Ready(Err(error.take().expect("a receipt is polled to its end once")))
+            }
         }
     }
 }
