@@ -90,6 +90,24 @@ impl Tensor {
         }
     }
 
+    /// Takes `data` as it was read, raw or as values, packs it and checks it like [`Tensor::new`].
+    pub fn of(
+        name: impl Into<String>,
+        datatype: Datatype,
+        shape: impl Into<Vec<u64>>,
+        data: Data,
+    ) -> Result<Self, InvalidTensor> {
+        let name = name.into();
+        let packed = match data.0 {
+            DataRepr::Raw(bytes) => Ok(bytes),
+            DataRepr::Values(values) => values::pack(datatype, &values),
+        };
+        match packed {
+            Ok(data) => Self::new(name, datatype, shape, data),
+            Err(reason) => Err(InvalidTensor { name: name.chars().take(80).collect(), reason }),
+        }
+    }
+
     /// A tensor of 32-bit floats.
     pub fn fp32(name: &str, shape: impl Into<Vec<u64>>, values: &[f32]) -> Result<Self, InvalidTensor> {
         let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -185,6 +203,12 @@ impl Serialize for Tensor {
     }
 }
 
+/// A tensor's data as it was read: raw little-endian bytes, or an array of values, nested or flat. It has neither
+/// datatype nor shape yet; [`Tensor::of`] gives it both.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub struct Data(DataRepr);
+
 /// A tensor as it is read, before its parts are known to agree.
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "Tensor")]
@@ -197,20 +221,13 @@ struct RawTensor {
     shape: Vec<u64>,
     /// Row-major data: raw little-endian bytes, or an array of values, nested or flat.
     #[schemars(with = "values::DataSchema")]
-    data: DataRepr,
+    data: Data,
 }
 
 impl TryFrom<RawTensor> for Tensor {
     type Error = InvalidTensor;
     fn try_from(raw: RawTensor) -> Result<Self, InvalidTensor> {
-        let data = match raw.data {
-            DataRepr::Raw(bytes) => Ok(bytes),
-            DataRepr::Values(values) => values::pack(raw.datatype, &values),
-        };
-        match data {
-            Ok(data) => Self::new(raw.name, raw.datatype, raw.shape, data),
-            Err(reason) => Err(InvalidTensor { name: raw.name.chars().take(80).collect(), reason }),
-        }
+        Self::of(raw.name, raw.datatype, raw.shape, raw.data)
     }
 }
 
