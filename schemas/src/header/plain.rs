@@ -30,6 +30,9 @@ pub mod names {
     pub const VERSION: &str = "sl-version";
     /// Optional: W3C trace context.
     pub const TRACE: &str = "traceparent";
+    /// All of them: what the packed header replaces.
+    pub const ALL: [&str; 9] =
+        [MODEL, CLASS, DEADLINE_MS, RUN_TIMEOUT_MS, ATTEMPTS_MAX, SIZE, CLIENT, VERSION, TRACE];
 }
 
 /// Why plain headers were refused.

@@ -1,0 +1,534 @@
+//! The loop: take what has arrived, ask shared state once, decide for each job, publish, acknowledge on confirm.
+
+use crate::config::{Config, InvalidConfig};
+use crate::desk::{InHand, LaneNow, Source, Step, View};
+use crate::ending::{Ender, Ending, Fate};
+use crate::estimate::Estimate;
+use crate::feeds::{Arrival, Consumers, Feeds};
+use crate::policy::Policy;
+use crate::turns::Turns;
+use crate::{intake, sampler};
+use broker::{Broker, Delivery, Message, Properties, Queue, Receipt, Route};
+use schemas::header::{self, Placement};
+use schemas::heartbeat::DispatcherReport;
+use schemas::wire::WIRE_VERSION;
+use schemas::{Attempt, Class, Failure, FailureKind, JobHeader, Lane, ModelName, Status, UnixMillis};
+use state::facts::Unused;
+use state::{Batch, Facts, ModelFacts, State};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+/// Most jobs in one round trip to shared state.
+const BATCH_MAX: usize = 128;
+/// How often jobs in hand are looked at again for room.
+const HELD_TICK: Duration = Duration::from_millis(20);
+/// How often the lanes are looked at while nothing arrives.
+const IDLE_TICK: Duration = Duration::from_millis(250);
+/// How often a dispatcher says that it lives, and how long that counts.
+const BEAT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// How long a wait queue counts as holding jobs after one went in or came out.
+const WAITING_SEEN: Duration = Duration::from_millis(300);
+/// How long a delivery whose publish was refused is kept before it goes back.
+const REFUSED_PAUSE: Duration = Duration::from_millis(500);
+
+/// A running dispatcher.
+pub struct Dispatcher {
+    stop: watch::Sender<Stop>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    No,
+    Drain,
+}
+
+impl Dispatcher {
+    /// Starts dispatching.
+    pub fn start(
+        config: Config,
+        broker: Arc<dyn Broker>,
+        state: Arc<dyn State>,
+    ) -> Result<Self, InvalidConfig> {
+        config.check()?;
+        let (stop, stopped) = watch::channel(Stop::No);
+        let task = tokio::spawn(Loop::new(config, broker, state, stopped).run());
+        Ok(Self { stop, task })
+    }
+
+    /// Takes no more jobs, settles those in hand, and ends. What has no place at once goes back to its queue.
+    pub async fn drain(self) {
+        self.stop.send_replace(Stop::Drain);
+        if let Err(error) = self.task.await {
+            tracing::error!(error = %error, "the dispatcher's loop ended badly");
+        }
+    }
+}
+
+/// A job in hand.
+struct Taken {
+    header: JobHeader,
+    source: Source,
+    delivery: Box<Delivery>,
+    since: Instant,
+    /// Whether it is to be counted for its model: once, on its first attempt.
+    counts: bool,
+}
+
+struct Loop {
+    config: Arc<Config>,
+    policy: Box<dyn Policy>,
+    broker: Arc<dyn Broker>,
+    state: Arc<dyn State>,
+    ender: Arc<Ender>,
+    stop: watch::Receiver<Stop>,
+    arrivals: mpsc::Receiver<Arrival>,
+    consumers: Consumers,
+    feeds: Feeds,
+    turns: Turns<Taken>,
+    held: VecDeque<Taken>,
+    /// When each wait queue was last known to hold a job.
+    waiting: HashMap<(Lane, Class), Instant>,
+    unused: Option<Unused>,
+    estimate: Estimate,
+    sampled: watch::Receiver<[u64; 3]>,
+    sampler: JoinHandle<()>,
+    /// Deliveries whose next hop is not yet confirmed, in tasks of their own.
+    settling: JoinSet<()>,
+    in_hand: Arc<AtomicU32>,
+    placed: Arc<AtomicU64>,
+}
+
+impl Loop {
+    fn new(
+        config: Config,
+        broker: Arc<dyn Broker>,
+        state: Arc<dyn State>,
+        stop: watch::Receiver<Stop>,
+    ) -> Self {
+        let config = Arc::new(config);
+        let (arrived, arrivals) = mpsc::channel(BATCH_MAX);
+        let (seen, sampled) = watch::channel([0; 3]);
+        let sampler =
+            tokio::spawn(sampler::run(Arc::clone(&config), Arc::clone(&broker), Arc::clone(&state), seen));
+        let ender = Ender {
+            broker: Arc::clone(&broker),
+            state: Arc::clone(&state),
+            record_keep: config.record_keep,
+            name: config.name.clone(),
+        };
+        Self {
+            policy: config.policy.build(config.frequency_threshold, config.size_threshold),
+            consumers: Consumers::new(Arc::clone(&broker), arrived),
+            feeds: Feeds::new(Instant::now(), config.hold_max, config.lane_gone_after),
+            estimate: Estimate::new(config.window),
+            ender: Arc::new(ender),
+            config,
+            broker,
+            state,
+            stop,
+            arrivals,
+            turns: Turns::default(),
+            held: VecDeque::new(),
+            waiting: HashMap::new(),
+            unused: None,
+            sampled,
+            sampler,
+            settling: JoinSet::new(),
+            in_hand: Arc::default(),
+            placed: Arc::default(),
+        }
+    }
+
+    async fn run(mut self) {
+        tracing::info!(dispatcher = %self.config.name, policy = self.policy.name(), "dispatching");
+        let beat = tokio::spawn(beat(
+            Arc::clone(&self.config),
+            self.policy.name(),
+            Arc::clone(&self.state),
+            Arc::clone(&self.in_hand),
+            Arc::clone(&self.placed),
+            self.stop.clone(),
+        ));
+        self.feed();
+        while *self.stop.borrow() == Stop::No {
+            self.gather().await;
+            let batch = self.take_batch();
+            self.place(batch).await;
+            self.feed();
+            while self.settling.try_join_next().is_some() {}
+        }
+        self.finish().await;
+        if let Err(error) = beat.await {
+            tracing::error!(error = %error, "the dispatcher's heartbeat ended badly");
+        }
+        tracing::info!(dispatcher = %self.config.name, "drained");
+    }
+
+    /// Waits until there is something to do, then takes in what has arrived.
+    async fn gather(&mut self) {
+        if self.turns.is_empty() {
+            let tick = if self.held.is_empty() { IDLE_TICK } else { HELD_TICK };
+            tokio::select! {
+                arrival = self.arrivals.recv() => {
+                    if let Some(arrival) = arrival {
+                        self.take_in(arrival);
+                    }
+                }
+                () = tokio::time::sleep(tick) => {}
+                _ = self.stop.changed() => {}
+            }
+        }
+        while self.turns.len() < BATCH_MAX
+            && let Ok(arrival) = self.arrivals.try_recv()
+        {
+            self.take_in(arrival);
+        }
+    }
+
+    /// Reads one arrival. What is no job, and what the broker gave up on, ends in a task of its own.
+    fn take_in(&mut self, (queue, delivery): Arrival) {
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+        let (source, class) = match &queue {
+            Queue::Jobs(class) => (Source::Jobs(*class), *class),
+            Queue::Wait(lane, class) => {
+                self.waiting.insert((*lane, *class), Instant::now());
+                (Source::Wait(*lane, *class), *class)
+            }
+            Queue::Lane(lane) => (Source::TakenBack(*lane), Class::default()),
+            _ => (Source::Jobs(Class::default()), Class::default()),
+        };
+        match intake::read(&delivery.message, class, unix_now()) {
+            Err(unreadable) => {
+                let intake::Unreadable { id, reply_to, client, failure } = unreadable;
+                self.end(Ending {
+                    delivery,
+                    queue,
+                    fate: Fate::Unreadable { id, client, reply_to, failure },
+                });
+            }
+            Ok(header) if queue == Queue::DeadIntake => self.end_given_up(header, delivery, queue),
+            Ok(header) => {
+                let counts =
+                    matches!(source, Source::Jobs(_)) && header.attempt == 1 && !delivery.redelivered;
+                let class = header.class;
+                self.turns.push(class, Taken { header, source, delivery, since: Instant::now(), counts });
+            }
+        }
+    }
+
+    /// What the broker itself gave up on: its client is told, and it rests with the other dead.
+    fn end_given_up(&mut self, mut header: JobHeader, delivery: Box<Delivery>, queue: Queue) {
+        let (from, why) = match &delivery.death {
+            Some(death) => (death.queue.clone(), death.reason.clone()),
+            None => (queue.to_string(), "unknown".to_owned()),
+        };
+        let message = format!(
+            "the broker gave up on it in {from} ({why}) after {} returns: its holders kept losing it",
+            delivery.returns
+        );
+        let failure = Failure::new(FailureKind::WorkerLost, message);
+        let attempt = Attempt {
+            number: header.attempt,
+            lane: header.placement.as_ref().map(|placement| placement.lane),
+            worker: self.config.name.clone(),
+            at: unix_now(),
+            failure: failure.clone(),
+        };
+        header.history.push(attempt);
+        header.attempt = header.attempt.saturating_add(1).min(schemas::limits::ATTEMPTS_MAX);
+        self.end(Ending { delivery, queue, fate: Fate::Ended(header, Status::Failed, failure) });
+    }
+
+    fn end(&mut self, ending: Ending) {
+        let ender = Arc::clone(&self.ender);
+        let in_hand = Arc::clone(&self.in_hand);
+        self.settling.spawn(async move {
+            let _released = Released(in_hand, 1);
+            ender.end(ending, unix_now()).await;
+        });
+    }
+
+    /// Those held longest first, then what has arrived, in turns of the classes.
+    fn take_batch(&mut self) -> Vec<Taken> {
+        let mut batch: Vec<_> = self.held.drain(..).collect();
+        while batch.len() < BATCH_MAX
+            && let Some(taken) = self.turns.pop()
+        {
+            batch.push(taken);
+        }
+        batch
+    }
+
+    /// Decides and acts for a batch. An empty one looks at the lanes.
+    async fn place(&mut self, batch: Vec<Taken>) {
+        let (models, model_of) = models(&batch);
+        let facts = self.observe(&batch, models).await;
+        let mut lanes = self.lanes(&facts);
+        let mut moves = Vec::new();
+        for (at, taken) in batch.into_iter().enumerate() {
+            if let Some(recorded) = &facts.ended[at] {
+                let Taken { header, source, delivery, .. } = taken;
+                let fate = Fate::Recorded(header, recorded.clone());
+                self.end(Ending { delivery, queue: queue_of(source), fate });
+                continue;
+            }
+            let step = self.decide(&taken, facts.models[model_of[at]], &lanes);
+            if let Err(illegal) = step.check(taken.source) {
+                debug_assert!(false, "{illegal}");
+                metrics::counter!("straightline_illegal_steps_total").increment(1);
+            }
+            if let Step::Place(lane, _) = step {
+                lanes[lane.index()].room = lanes[lane.index()].room.saturating_sub(1);
+            }
+            moves.extend(self.act(taken, step).await);
+        }
+        self.unused = Some(Unused { stamp: facts.stamp, places: lanes.map(|lane| lane.room) });
+        self.settle(moves);
+    }
+
+    fn decide(&self, taken: &Taken, model: ModelFacts, lanes: &[LaneNow; 3]) -> Step {
+        let view = View {
+            policy: self.policy.as_ref(),
+            lanes,
+            payload_max: &self.config.payload_max,
+            now: unix_now(),
+            hold_max: self.config.hold_max,
+        };
+        view.decide(InHand {
+            header: &taken.header,
+            source: taken.source,
+            model,
+            held: taken.since.elapsed(),
+            may_hold: self.held.len() < self.config.held_max,
+        })
+    }
+
+    /// One round trip: counts, looks up, claims. Without shared state, what this process knows has to do.
+    async fn observe(&mut self, batch: &[Taken], models: Vec<(ModelName, u32)>) -> Facts {
+        let places = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        let query = Batch {
+            models,
+            ids: batch.iter().map(|taken| taken.header.id).collect(),
+            claim: [places; 3],
+            unused: self.unused.take(),
+            window: self.config.window,
+        };
+        let sampled = *self.sampled.borrow_and_update();
+        match self.state.observe(&query).await {
+            Ok(facts) => {
+                self.estimate.learn(&query, &facts, Instant::now());
+                facts
+            }
+            Err(error) => {
+                metrics::counter!("straightline_state_estimates_total").increment(1);
+                tracing::debug!(error = %error, "placing on local estimates");
+                self.estimate.guess(&query, sampled, Instant::now())
+            }
+        }
+    }
+
+    fn lanes(&mut self, facts: &Facts) -> [LaneNow; 3] {
+        let now = Instant::now();
+        self.waiting.retain(|_, seen| now.duration_since(*seen) < WAITING_SEEN);
+        Lane::ALL.map(|lane| {
+            let seen = facts.lane(lane);
+            let live = seen.workers > 0;
+            self.feeds.saw(lane, live, seen.granted + seen.left > 0, now);
+            let waits = |class: &Class| self.waiting.contains_key(&(lane, *class));
+            let waiting = Class::ALL.into_iter().find(waits);
+            LaneNow { live, room: seen.granted, waiting }
+        })
+    }
+
+    /// Does one step; what was published comes back to be settled with the rest of the batch.
+    async fn act(&mut self, mut taken: Taken, step: Step) -> Option<(Receipt, Box<Delivery>)> {
+        taken.counts = false;
+        match step {
+            Step::Hold(_) => {
+                self.held.push_back(taken);
+                None
+            }
+            Step::End(status, failure) => {
+                let Taken { header, source, delivery, .. } = taken;
+                self.end(Ending {
+                    delivery,
+                    queue: queue_of(source),
+                    fate: Fate::Ended(header, status, failure),
+                });
+                None
+            }
+            Step::Place(lane, reason) => {
+                let reason = reason.to_string();
+                metrics::counter!("straightline_placements_total", "lane" => lane.as_str(), "reason" => reason.clone())
+                    .increment(1);
+                if let Source::Wait(lane, class) = taken.source {
+                    self.feeds.worthwhile(lane, class);
+                }
+                self.placed.fetch_add(1, Ordering::Relaxed);
+                taken.header.placement = Some(Placement { lane, reason });
+                Some(self.publish(taken, Queue::Lane(lane)).await)
+            }
+            Step::Park(lane, reason) => {
+                let class = taken.header.class;
+                metrics::counter!("straightline_parked_total", "lane" => lane.as_str(), "reason" => reason.to_string())
+                    .increment(1);
+                let now = Instant::now();
+                if taken.source == Source::Wait(lane, class) {
+                    self.feeds.in_vain(lane, class, now);
+                }
+                self.waiting.insert((lane, class), now);
+                taken.header.placement = None;
+                Some(self.publish(taken, Queue::Wait(lane, class)).await)
+            }
+        }
+    }
+
+    /// Publishes a job into its next queue: our header, the sender's unknown headers, the body as it came.
+    async fn publish(&mut self, mut taken: Taken, to: Queue) -> (Receipt, Box<Delivery>) {
+        let message = std::mem::take(&mut taken.delivery.message);
+        let mut headers = message.headers;
+        headers.retain(|(name, _)| !header::names::ALL.contains(&name.as_str()));
+        let message = Message {
+            packed: Some(taken.header.encode()),
+            headers,
+            properties: Properties::default(),
+            body: message.body,
+        };
+        (self.broker.publish(Route::To(to), message).await, taken.delivery)
+    }
+
+    /// Acknowledges each delivery once its next hop is confirmed, off the loop.
+    fn settle(&mut self, moves: Vec<(Receipt, Box<Delivery>)>) {
+        if moves.is_empty() {
+            return;
+        }
+        self.in_hand
+            .store(u32::try_from(self.held.len() + moves.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.settling.spawn(async move {
+            let mut refused = Vec::new();
+            for (receipt, delivery) in moves {
+                match receipt.await {
+                    Ok(()) => delivery.ack(),
+                    Err(error) => {
+                        metrics::counter!("straightline_hops_refused_total").increment(1);
+                        refused.push((error, delivery));
+                    }
+                }
+            }
+            let Some((error, _)) = refused.first() else { return };
+            tracing::warn!(error = %error, jobs = refused.len(), "failed to move jobs on; they go back to their queues");
+            tokio::time::sleep(REFUSED_PAUSE).await;
+            for (_, delivery) in refused {
+                delivery.give_back();
+            }
+        });
+    }
+
+    fn feed(&mut self) {
+        let wanted = self.feeds.wanted(Instant::now());
+        let (prefetch, wait_prefetch) = (self.config.prefetch, self.config.wait_prefetch);
+        self.consumers
+            .set(&wanted, |queue| if matches!(queue, Queue::Jobs(_)) { prefetch } else { wait_prefetch });
+    }
+
+    /// Stops intake, gives back what has no place yet, waits for what is on its way.
+    async fn finish(&mut self) {
+        self.consumers.stop();
+        self.arrivals.close();
+        while let Some((_, delivery)) = self.arrivals.recv().await {
+            delivery.give_back();
+        }
+        while let Some(taken) = self.turns.pop() {
+            taken.delivery.give_back();
+        }
+        for taken in self.held.drain(..) {
+            taken.delivery.give_back();
+        }
+        self.sampler.abort();
+        while self.settling.join_next().await.is_some() {}
+    }
+}
+
+/// Counts deliveries out of hand when their settling is done, however it went.
+struct Released(Arc<AtomicU32>, u32);
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+/// The models of a batch with the jobs to count for each, and for each job the index of its model.
+fn models(batch: &[Taken]) -> (Vec<(ModelName, u32)>, Vec<usize>) {
+    let mut models: Vec<(ModelName, u32)> = Vec::new();
+    let mut index: HashMap<&ModelName, usize> = HashMap::new();
+    let model_of = batch.iter().map(|taken| {
+        let at = *index.entry(&taken.header.model).or_insert_with(|| {
+            models.push((taken.header.model.clone(), 0));
+            models.len() - 1
+        });
+        models[at].1 += u32::from(taken.counts);
+        at
+    });
+    let model_of = model_of.collect();
+    (models, model_of)
+}
+
+fn queue_of(source: Source) -> Queue {
+    match source {
+        Source::Jobs(class) => Queue::Jobs(class),
+        Source::Wait(lane, class) => Queue::Wait(lane, class),
+        Source::TakenBack(lane) => Queue::Lane(lane),
+    }
+}
+
+fn unix_now() -> UnixMillis {
+    SystemTime::now().into()
+}
+
+/// Says that this dispatcher lives, until it does not.
+async fn beat(
+    config: Arc<Config>,
+    policy: &'static str,
+    state: Arc<dyn State>,
+    in_hand: Arc<AtomicU32>,
+    placed: Arc<AtomicU64>,
+    mut stop: watch::Receiver<Stop>,
+) {
+    let started = unix_now();
+    let mut ticks = tokio::time::interval(BEAT.0);
+    let mut before = (Instant::now(), 0u64);
+    while *stop.borrow() == Stop::No {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = stop.changed() => break,
+        }
+        let now = (Instant::now(), placed.load(Ordering::Relaxed));
+        let seconds = now.0.duration_since(before.0).as_secs_f64().max(0.001);
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let placed_per_s = (now.1 - before.1) as f64 / seconds;
+        before = now;
+        let report = DispatcherReport {
+            version: WIRE_VERSION,
+            dispatcher: config.name.clone(),
+            held: in_hand.load(Ordering::Relaxed),
+            placed_per_s,
+            policy: policy.to_owned(),
+            draining: false,
+            started,
+            build: config.build.clone(),
+        };
+        if let Err(error) = state.report_dispatcher(&report, BEAT.1).await {
+            tracing::debug!(error = %error, "failed to report");
+        }
+    }
+    if let Err(error) = state.forget_dispatcher(&config.name).await {
+        tracing::debug!(error = %error, "failed to sign off");
+    }
+}
