@@ -1,0 +1,17 @@
+//! The one integration binary: every scenario by name. `tests/run` prepares what they need.
+
+mod harness;
+mod layering;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use tests::scenario::{self, Scenario};
+
+fn main() -> Result<ExitCode> {
+    if let Some(probe) = harness::probe() {
+        return scenario::run(probe);
+    }
+    let rooms: [Vec<Scenario>; _] = [layering::scenarios(), harness::scenarios()];
+    scenario::run(rooms.into_iter().flatten().collect())
+}
