@@ -12,7 +12,7 @@ use broker::{Broker, Delivery, Message, Properties, Queue, Receipt, Route};
 use schemas::header::{self, Placement};
 use schemas::heartbeat::DispatcherReport;
 use schemas::wire::WIRE_VERSION;
-use schemas::{Attempt, Class, Failure, FailureKind, JobHeader, Lane, ModelName, Status, UnixMillis};
+use schemas::{Attempt, Class, Failure, FailureKind, JobHeader, JobId, Lane, ModelName, Status, UnixMillis};
 use state::facts::Unused;
 use state::{Batch, Facts, ModelFacts, State};
 use std::collections::{HashMap, VecDeque};
@@ -268,7 +268,8 @@ impl Loop {
     /// Decides and acts for a batch. An empty one looks at the lanes.
     async fn place(&mut self, batch: Vec<Taken>) {
         let (models, model_of) = models(&batch);
-        let facts = self.observe(&batch, models).await;
+        let ids = batch.iter().map(|taken| taken.header.id).collect();
+        let facts = self.observe(ids, models).await;
         let mut lanes = self.lanes(&facts);
         let mut moves = Vec::new();
         for (at, taken) in batch.into_iter().enumerate() {
@@ -310,15 +311,10 @@ impl Loop {
     }
 
     /// One round trip: counts, looks up, claims. Without shared state, what this process knows has to do.
-    async fn observe(&mut self, batch: &[Taken], models: Vec<(ModelName, u32)>) -> Facts {
-        let places = u32::try_from(batch.len()).unwrap_or(u32::MAX);
-        let query = Batch {
-            models,
-            ids: batch.iter().map(|taken| taken.header.id).collect(),
-            claim: [places; 3],
-            unused: self.unused.take(),
-            window: self.config.window,
-        };
+    async fn observe(&mut self, ids: Vec<JobId>, models: Vec<(ModelName, u32)>) -> Facts {
+        let places = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        let query =
+            Batch { models, ids, claim: [places; 3], unused: self.unused.take(), window: self.config.window };
         let sampled = *self.sampled.borrow_and_update();
         match self.state.observe(&query).await {
             Ok(facts) => {

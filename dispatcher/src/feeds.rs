@@ -130,10 +130,6 @@ impl Consumers {
     pub(crate) fn stop(&mut self) {
         self.set(&[], |_| 1);
     }
-
-    pub(crate) fn consumes(&self, queue: &Queue) -> bool {
-        self.running.contains_key(queue)
-    }
 }
 
 impl Drop for Consumers {

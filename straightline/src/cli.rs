@@ -1,0 +1,245 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use schemas::{Class, JobId, Lane, ModelName};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Runs machine-learning inference jobs where they finish soonest.
+///
+/// Jobs wait in queues; a dispatcher places each one in a lane (serverless functions, containers, this machine) by
+/// how often its model is asked for, how large its input is and what room the lanes have; workers run them and
+/// send the results back. With nothing configured, one process does it all, durably.
+#[derive(Debug, Parser)]
+#[command(name = "straightline", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Start with `straightline demo`, then `straightline up`.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Configuration file (TOML).
+    #[arg(long, global = true, env = "STRAIGHTLINE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder of the embedded broker and state, and of blobs.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// How logs on standard error look.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub log_format: Option<crate::config::LogFormat>,
+    /// Which logs to show: info, debug, warn,workers=debug, …
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch real handwritten digits being recognised: everything in one process, for a minute.
+    Demo(Demo),
+    /// Run everything in one process: durable queues, dispatcher, local worker, HTTP face.
+    Up(Up),
+    /// Run a dispatcher over the configured broker and state.
+    Dispatcher(Dispatcher),
+    /// Run a worker of one lane over the configured broker and state.
+    Worker(Worker),
+    /// Submit jobs from files, folders, JSON Lines or standard input.
+    Submit(Submit),
+    /// Fetch results by job id.
+    Result(ResultOf),
+    /// Take jobs back.
+    Cancel(Cancel),
+    /// Show queues, lanes, workers and rates.
+    Status(Status),
+    /// Look after jobs that failed for good.
+    #[command(subcommand)]
+    Dead(Dead),
+    /// Show or check the configuration.
+    #[command(subcommand)]
+    Config(Config),
+}
+
+#[derive(Args, Debug)]
+pub struct Demo {
+    /// Jobs to run.
+    #[arg(long, default_value_t = 2_400, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub jobs: u32,
+    /// Print one JSON object on standard output in place of the table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Up {
+    /// Where the HTTP face listens.
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Folder with one folder per model, each with its model.onnx and model.toml.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Dispatcher {
+    /// Where metrics and health listen.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
+    /// Name in status and logs; default: host name and process id.
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Worker {
+    /// The lane to serve: local (docker and serverless are to come).
+    #[arg(long)]
+    pub lane: Lane,
+    /// Jobs to run at once; default: the processors of this machine.
+    #[arg(long)]
+    pub slots: Option<u32>,
+    /// Folder with one folder per model, each with its model.onnx and model.toml.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// Where metrics and health listen.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
+    /// Name in status and logs; default: host name and process id.
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// Where commands find the system.
+#[derive(Args, Debug, Clone)]
+pub struct Server {
+    /// Address of a running `up`, used while no broker is configured.
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Each input is one or more jobs:
+  FILE.jsonl   one job a line: {\"model\": …, \"inputs\": [{\"name\", \"datatype\", \"shape\", \"data\"}], …},
+               optionally \"id\", \"class\", \"deadline_ms\", \"run_timeout_ms\", \"attempts_max\", \"outputs\", \"parameters\"
+  FILE.json    one job, the same object
+  FOLDER       every .json and .jsonl file in it, by name
+  FILE         any other file: its bytes as an opaque input of --model
+  -            JSON Lines from standard input
+Results come as JSON Lines on standard output, in the order they arrive.")]
+pub struct Submit {
+    /// Files, folders, or - for standard input.
+    #[arg(required = true, value_name = "INPUT")]
+    pub inputs: Vec<PathBuf>,
+    /// Model of jobs that name none.
+    #[arg(long)]
+    pub model: Option<ModelName>,
+    /// Class of jobs that name none: high, normal or low.
+    #[arg(long, default_value_t)]
+    pub class: Class,
+    /// Time from now until the answer of a job that names no deadline is no longer wanted, such as 30s or 10m.
+    #[arg(long, value_parser = span, value_name = "TIME")]
+    pub deadline: Option<Duration>,
+    /// Wait for the results and print them; without it the ids are printed.
+    #[arg(long)]
+    pub wait: bool,
+    /// Write results (or ids) to this file in place of standard output.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// No progress bar.
+    #[arg(long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Args, Debug)]
+pub struct ResultOf {
+    /// Job ids.
+    #[arg(required = true)]
+    pub ids: Vec<JobId>,
+    /// Wait this long for results that are not there yet.
+    #[arg(long, value_parser = span, value_name = "TIME")]
+    pub wait: Option<Duration>,
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Args, Debug)]
+pub struct Cancel {
+    /// Job ids.
+    #[arg(required = true)]
+    pub ids: Vec<JobId>,
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Args, Debug)]
+pub struct Status {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again every second until interrupted.
+    #[arg(long)]
+    pub watch: bool,
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Dead {
+    /// List dead jobs, newest first.
+    List {
+        /// How many to show.
+        #[arg(long, default_value_t = 50)]
+        limit: u64,
+        /// How many to pass over.
+        #[arg(long, default_value_t = 0)]
+        offset: u64,
+        /// Print JSON Lines.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show one with the history of its attempts.
+    Show {
+        /// The job.
+        id: JobId,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Submit dead jobs again, as new jobs that name their origin.
+    Requeue(Which),
+    /// Forget dead jobs.
+    Drop(Which),
+}
+
+/// Which dead jobs.
+#[derive(Args, Debug)]
+pub struct Which {
+    /// Job ids.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub ids: Vec<JobId>,
+    /// All of them.
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Print every setting with its value; passwords are hidden.
+    Show,
+    /// Check the configuration, and whether broker and state can be reached.
+    Check,
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    humantime_serde::re::humantime::parse_duration(text).map_err(|error| format!("{error}: use a time such as 30s or 10m"))
+}

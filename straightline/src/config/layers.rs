@@ -1,0 +1,173 @@
+//! Laying file, environment and flags over one another.
+
+use super::Settings;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Prefix of the environment's variables.
+const PREFIX: &str = "STRAIGHTLINE_";
+
+/// A configuration that cannot work. Ends the process with code 64.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("configuration file {path}: {problem}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what is wrong.
+        problem: String,
+    },
+    /// A variable or flag is not what it should be.
+    #[error("{origin}: {problem}")]
+    Override {
+        /// Which.
+        origin: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A value is not allowed.
+    #[error("{0}")]
+    Value(String),
+}
+
+/// Settings from `file` (if there is one), `environment` and `flags` (pairs of `section.key` and value), the later over
+/// the earlier.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    flags: &[(&str, String)],
+) -> Result<Settings, ConfigError> {
+    let mut table = match file {
+        Some(path) => read(path)?,
+        None => Table::new(),
+    };
+    let variables = environment.into_iter().filter_map(|(name, value)| {
+        let (section, key) = name.strip_prefix(PREFIX)?.split_once("__")?;
+        Some((name.clone(), section.to_lowercase(), key.to_lowercase(), value))
+    });
+    let flags = flags.iter().map(|(path, value)| {
+        let (section, key) = path.split_once('.').expect("flags name section.key");
+        (format!("flag for {path}"), section.to_owned(), key.to_owned(), value.clone())
+    });
+    for (origin, section, key, value) in variables.chain(flags) {
+        set(&mut table, &origin, &section, &key, &value)?;
+    }
+    parse(table).map_err(ConfigError::Value)
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+    // The file alone first: only then do errors carry line numbers.
+    let invalid = |error: toml::de::Error| ConfigError::Invalid { path: path.to_owned(), problem: without_values(&error, &text) };
+    toml::from_str::<Settings>(&text).map_err(invalid)?;
+    toml::from_str(&text).map_err(invalid)
+}
+
+/// Sets one key and checks it at once, so that the error can name where the value came from.
+fn set(table: &mut Table, origin: &str, section: &str, key: &str, value: &str) -> Result<(), ConfigError> {
+    let wrong = |problem: String| ConfigError::Override { origin: origin.to_owned(), problem };
+    let entry = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+    let Value::Table(entry) = entry else { return Err(wrong(format!("[{section}] is not a section"))) };
+    // A value that reads as TOML is one (numbers, booleans, tables); anything else is text.
+    let parsed = toml::from_str::<Table>(&format!("v = {value}")).ok().and_then(|mut table| table.remove("v"));
+    let text = Value::String(value.to_owned());
+    entry.insert(key.to_owned(), parsed.unwrap_or_else(|| text.clone()));
+    if parse(only(section, entry, key)).is_ok() {
+        return Ok(());
+    }
+    entry.insert(key.to_owned(), text);
+    parse(only(section, entry, key)).map(drop).map_err(wrong)
+}
+
+/// A table with nothing but this key.
+fn only(section: &str, entry: &Table, key: &str) -> Table {
+    let mut inner = Table::new();
+    if let Some(value) = entry.get(key) {
+        inner.insert(key.to_owned(), value.clone());
+    }
+    let mut table = Table::new();
+    table.insert(section.to_owned(), Value::Table(inner));
+    table
+}
+
+fn parse(table: Table) -> Result<Settings, String> {
+    table.try_into().map_err(|error: toml::de::Error| error.message().to_owned())
+}
+
+/// The error with its line, but without the line's text: a URL there has a password in it.
+fn without_values(error: &toml::de::Error, text: &str) -> String {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    match line {
+        Some(line) => format!("line {line}: {}", error.message()),
+        None => error.message().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use secrecy::ExposeSecret;
+    use std::time::Duration;
+
+    fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let file = file("[dispatcher]\nfrequency_threshold = 5\nwindow = \"3s\"\n[worker]\nslots = 1\n");
+        let variables = environment(&[
+            ("STRAIGHTLINE_DISPATCHER__WINDOW", "7s"),
+            ("STRAIGHTLINE_BROKER__URL", "amqp://u:p@h/v"),
+            ("STRAIGHTLINE_DISPATCHER__PAYLOAD_MAX", "{ local = \"1MB\" }"),
+            ("STRAIGHTLINE_TEST_CACHE", "ignored"),
+        ]);
+        let settings = load(Some(file.path()), variables, &[("worker.slots", "3".to_owned())]).unwrap();
+        assert_eq!(settings.dispatcher.frequency_threshold, 5.0);
+        assert_eq!(settings.dispatcher.window, Duration::from_secs(7));
+        assert_eq!(settings.worker.slots, Some(3));
+        assert_eq!(settings.dispatcher.payload_max.len(), 1);
+        assert_eq!(settings.broker.url.unwrap().expose_secret(), "amqp://u:p@h/v");
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        let misspelt = file("[dispatcher]\n\nfrequency_treshold = 5\n");
+        let error = load(Some(misspelt.path()), [], &[]).unwrap_err().to_string();
+        assert!(error.contains("line 3") && error.contains("frequency_treshold"), "{error}");
+        let error = load(Some(Path::new("/nonexistent/x.toml")), [], &[]).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/x.toml"), "{error}");
+        for (name, value, expected) in [
+            ("STRAIGHTLINE_DISPATCHER__WINDOW", "soon", "STRAIGHTLINE_DISPATCHER__WINDOW"),
+            ("STRAIGHTLINE_WORKER__SLOTS", "-1", "STRAIGHTLINE_WORKER__SLOTS"),
+            ("STRAIGHTLINE_WORKER__SLOT", "1", "unknown field `slot`"),
+            ("STRAIGHTLINE_WORKERS__SLOTS", "1", "unknown field `workers`"),
+        ] {
+            let error = load(None, environment(&[(name, value)]), &[]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_in_the_file_never_shows_the_line_it_is_on() {
+        let file = file("[broker]\nurl = \"amqp://u:hunter2@h\" x\n");
+        let error = load(Some(file.path()), [], &[]).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+    }
+}
