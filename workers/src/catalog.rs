@@ -1,0 +1,234 @@
+//! The models a worker can run: contracts and files, read once at start.
+//!
+//! A model is a folder with a `model.toml` (a [`ModelContract`]) and its file, or the same two compiled into the
+//! binary. What this module owns: finding them and refusing what is wrong, with the file and the field in the
+//! message. What it must not do: understand the file, which is the runtime's.
+//!
+//! Invariants: names are unique; a folder's name is its contract's; no file lies outside its model's folder, by
+//! `..`, an absolute path or a symbolic link; names under [`RESERVED_PREFIX`] are ours.
+
+mod contract;
+
+use schemas::{ModelContract, ModelName};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+/// The file that holds a model's contract.
+pub const CONTRACT_FILE: &str = "model.toml";
+/// Longest `model.toml`, in bytes.
+pub const CONTRACT_BYTES_MAX: u64 = 64 * 1024;
+/// Largest model file, in bytes: what ONNX's own encoding can hold.
+pub const MODEL_BYTES_MAX: u64 = 2 << 30;
+/// Most models in one catalog: each is resident, and each is a metric label.
+pub const MODELS_MAX: usize = 256;
+/// Names that begin so belong to the diagnostic models.
+pub const RESERVED_PREFIX: &str = "diagnose.";
+
+/// A set of models.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    entries: BTreeMap<ModelName, Entry>,
+}
+
+/// One model: what it promises, and its bytes.
+#[derive(Clone)]
+pub struct Entry {
+    /// What it takes and gives.
+    pub contract: Arc<ModelContract>,
+    /// Its file.
+    pub file: Cow<'static, [u8]>,
+    /// Where it came from, for messages.
+    pub origin: String,
+}
+
+/// Why a model was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// A file or folder that cannot be read.
+    #[error("{path} cannot be read: {error}")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system said.
+        error: std::io::Error,
+    },
+    /// A contract that is not TOML, or misses, misspells or invents a key.
+    #[error("{origin}: {error}")]
+    Malformed {
+        /// The contract.
+        origin: String,
+        /// Where in it, and what.
+        error: Box<toml::de::Error>,
+    },
+    /// A contract that cannot be kept.
+    #[error("{origin}: {field} {problem}")]
+    Contract {
+        /// The contract.
+        origin: String,
+        /// The key.
+        field: String,
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+    /// Two models of one name.
+    #[error("model {name} is in {first} and in {second}: rename one, in its {CONTRACT_FILE} and its folder")]
+    Duplicate {
+        /// The name.
+        name: ModelName,
+        /// The one that was there.
+        first: String,
+        /// The one that came.
+        second: String,
+    },
+    /// A folder with nothing in it to run.
+    #[error("{0} has no models: give each a folder of its own with a {CONTRACT_FILE} in it")]
+    Empty(PathBuf),
+    /// A model file that nothing describes.
+    #[error("{0} has a model.onnx and no {CONTRACT_FILE}: write what it takes and gives there")]
+    NoContract(PathBuf),
+    /// More than [`MODELS_MAX`].
+    #[error("there are more than {MODELS_MAX} models: spread them over several workers")]
+    TooMany,
+}
+
+impl Catalog {
+    /// No models.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Models compiled into the binary: pairs of a `model.toml` and the file it names.
+    pub fn builtin(models: &[(&'static str, &'static [u8])]) -> Result<Self, CatalogError> {
+        let mut catalog = Self::new();
+        for (contract, file) in models {
+            let origin = "built-in model".to_owned();
+            let contract = contract::read(contract, &origin)?;
+            let origin = format!("built-in model {}", contract.name);
+            catalog.insert(Entry { contract: Arc::new(contract), file: Cow::Borrowed(file), origin })?;
+        }
+        Ok(catalog)
+    }
+
+    /// Adds every model in `folder`: one folder per model. What holds no model is passed over.
+    pub fn add_folder(&mut self, folder: &Path) -> Result<(), CatalogError> {
+        let listed = std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))?;
+        let mut folders = Vec::new();
+        for entry in listed {
+            let path = entry.map_err(|error| unreadable(folder, error))?.path();
+            if path.join(CONTRACT_FILE).exists() {
+                folders.push(path);
+            } else if path.join("model.onnx").exists() {
+                return Err(CatalogError::NoContract(path));
+            }
+        }
+        if folders.is_empty() {
+            return Err(CatalogError::Empty(folder.to_owned()));
+        }
+        // The order of a directory is anyone's guess; the first error should be the same one every time.
+        folders.sort();
+        folders.iter().try_for_each(|folder| self.insert(read_model(folder)?))
+    }
+
+    /// The models, by name.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    /// The contract of one model.
+    pub fn contract(&self, name: &ModelName) -> Option<&Arc<ModelContract>> {
+        self.entries.get(name).map(|entry| &entry.contract)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn insert(&mut self, entry: Entry) -> Result<(), CatalogError> {
+        if self.len() == MODELS_MAX {
+            return Err(CatalogError::TooMany);
+        }
+        match self.entries.entry(entry.contract.name.clone()) {
+            Slot::Vacant(slot) => {
+                slot.insert(entry);
+                Ok(())
+            }
+            Slot::Occupied(slot) => Err(CatalogError::Duplicate {
+                name: entry.contract.name.clone(),
+                first: slot.get().origin.clone(),
+                second: entry.origin,
+            }),
+        }
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry")
+            .field("model", &self.contract.name)
+            .field("file_bytes", &self.file.len())
+            .field("origin", &self.origin)
+            .finish()
+    }
+}
+
+fn read_model(folder: &Path) -> Result<Entry, CatalogError> {
+    let path = folder.join(CONTRACT_FILE);
+    let origin = path.display().to_string();
+    let refuse = |field: &str, problem: String| CatalogError::Contract {
+        origin: origin.clone(),
+        field: field.to_owned(),
+        problem,
+    };
+    let text = read_bounded(&path, CONTRACT_BYTES_MAX)
+        .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other))
+        .map_err(|error| unreadable(&path, error))?;
+    let contract = contract::read(&text, &origin)?;
+    if folder.file_name().and_then(|name| name.to_str()) != Some(contract.name.as_str()) {
+        let problem = format!("{:?} is not its folder's name: rename one", contract.name.as_str());
+        return Err(refuse("name", problem));
+    }
+    let file = inside(folder, &contract.file).map_err(|problem| refuse("file", problem))?;
+    let bytes = read_bounded(&file, MODEL_BYTES_MAX).map_err(|error| unreadable(&file, error))?;
+    Ok(Entry { contract: Arc::new(contract), file: Cow::Owned(bytes), origin: folder.display().to_string() })
+}
+
+/// Where `file` is, if it is a plain name of something that really lies in `folder`.
+fn inside(folder: &Path, file: &str) -> Result<PathBuf, String> {
+    let mut components = Path::new(file).components();
+    let (Some(Component::Normal(name)), None) = (components.next(), components.next()) else {
+        return Err(format!("{file:?} leaves the model's folder: name a file in it"));
+    };
+    let path = folder.join(name);
+    let resolve =
+        |path: &Path| path.canonicalize().map_err(|error| format!("{file:?} cannot be read: {error}"));
+    // A symbolic link may point anywhere; only where it ends counts.
+    if resolve(&path)?.starts_with(resolve(folder)?) {
+        Ok(path)
+    } else {
+        Err(format!("{file:?} is a link that leaves the model's folder: put the file itself there"))
+    }
+}
+
+fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, std::io::Error> {
+    let length = std::fs::metadata(path)?.len();
+    if length > limit {
+        return Err(std::io::Error::other(format!("it has {length} bytes: at most {limit}")));
+    }
+    std::fs::read(path)
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> CatalogError {
+    CatalogError::Unreadable { path: path.to_owned(), error }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! A lane, as the worker loop sees it: something that runs one task in one of its slots.
+//!
+//! [`Executor`] is the port. [`crate::local`] is the lane in this process; the docker and serverless lanes will stand
+//! beside it. What a lane owns: how a run is started, limited in time and ended. What it must not do: decide
+//! about retries, touch queues or records. Inputs and outputs that rest in the blob store are fetched and stored
+//! by the worker, so that no lane has to know of them.
+
+use async_trait::async_trait;
+use schemas::body::Parameter;
+use schemas::{Failure, JobId, Lane, ModelName, Payload};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The port.
+#[async_trait]
+pub trait Executor: Send + Sync {
+    /// Which lane this is.
+    fn lane(&self) -> Lane;
+
+    /// The models it can run.
+    fn models(&self) -> Vec<ModelName>;
+
+    /// What it can take, and changes of that. The worker never has more runs under way than slots.
+    fn capacity(&self) -> watch::Receiver<Capacity>;
+
+    /// Runs `task` once, within [`Task::limit`]. A failure says whose fault it was by its kind: `Busy` costs the job
+    /// no attempt. Dropping the future gives the run up: a lane that can stop a run does so, and one that cannot
+    /// lets nobody see its end.
+    async fn run(&self, task: Task) -> Result<Ran, Failure>;
+
+    /// Ends the lane: idle parts at once, busy ones within a bound of the lane's own. Later runs fail.
+    async fn stop(&self);
+}
+
+/// What a lane can take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Jobs it can run at once; 0 while it takes none.
+    pub slots: u32,
+    /// Runs that outlived their limit and still hold something.
+    pub abandoned: u32,
+}
+
+/// One attempt of one job, ready to run.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// The job.
+    pub id: JobId,
+    /// The model it asks for.
+    pub model: ModelName,
+    /// The number of this attempt, from 1.
+    pub attempt: u8,
+    /// The input: tensors or bytes, never a blob reference.
+    pub input: Payload,
+    /// The outputs wanted; empty means all.
+    pub outputs: Vec<String>,
+    /// Parameters, whose meaning is the model's.
+    pub parameters: BTreeMap<String, Parameter>,
+    /// How long it may run.
+    pub limit: Duration,
+}
+
+/// A run that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// What the model answered: tensors or bytes, never a blob reference.
+    pub output: Payload,
+    /// How long the model itself ran.
+    pub run_time: Duration,
+}
