@@ -1,0 +1,282 @@
+//! The messages of one queue that wait to be handed out, in the order of their ids.
+//!
+//! A message is *hot* while its content is in memory and *cold* while only the file has it. What is kept hot is the
+//! front of the queue, because that is handed out next; a cold message costs a few dozen bytes.
+
+use super::record::Content;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Cold messages this far behind the front are asked for, so that a consumer rarely waits for the file.
+const AHEAD: usize = 64;
+/// Most messages read at once.
+const LOAD_MESSAGES_MAX: usize = 4 * AHEAD;
+/// Most bytes of bodies read at once; one message may be larger.
+const LOAD_BYTES_MAX: u64 = 4 << 20;
+/// What a hot message costs beyond its body.
+const HOT_OVERHEAD_BYTES: u64 = 256;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Fifo {
+    /// Those that came in the order of their ids and never left.
+    in_order: VecDeque<Slot>,
+    /// The others: those that came back, and the few whose write was overtaken.
+    apart: BTreeMap<u64, Apart>,
+    /// Whether cold messages have been asked for and are not here yet.
+    loading: bool,
+    hot_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: u64,
+    size: u32,
+    content: Option<Box<Content>>,
+}
+
+#[derive(Debug)]
+struct Apart {
+    size: u32,
+    returns: u32,
+    content: Option<Box<Content>>,
+}
+
+/// A message on its way out.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) id: u64,
+    pub(super) size: u32,
+    /// How often it came back.
+    pub(super) returns: u32,
+    pub(super) content: Box<Content>,
+}
+
+/// What is at the front.
+#[derive(Debug)]
+pub(super) enum Front {
+    Ready(Item),
+    /// A message that must be read from the file first.
+    Cold,
+    Empty,
+}
+
+impl Fifo {
+    pub(super) fn len(&self) -> usize {
+        self.in_order.len() + self.apart.len()
+    }
+
+    /// Bytes of memory that content takes.
+    pub(super) fn hot_bytes(&self) -> u64 {
+        self.hot_bytes
+    }
+
+    /// Every message, in no particular order.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u64> {
+        self.in_order.iter().map(|slot| slot.id).chain(self.apart.keys().copied())
+    }
+
+    /// Adds a message at its place. Its content is kept if `hot_bytes_max` allows, and if everything before it is hot:
+    /// behind a cold message it would only take memory for longer.
+    pub(super) fn push(&mut self, id: u64, size: u32, content: Option<Box<Content>>, hot_bytes_max: u64) {
+        let front_is_hot = self.in_order.back().is_none_or(|slot| slot.content.is_some());
+        let fits = self.hot_bytes + hot_cost(size) <= hot_bytes_max;
+        let content = content.filter(|_| front_is_hot && fits);
+        self.hot_bytes += if content.is_some() { hot_cost(size) } else { 0 };
+        if self.in_order.back().is_some_and(|back| back.id > id) {
+            self.apart.insert(id, Apart { size, returns: 0, content });
+        } else {
+            self.in_order.push_back(Slot { id, size, content });
+        }
+    }
+
+    /// Puts a message back at its old place, without its content.
+    pub(super) fn put_back(&mut self, id: u64, size: u32, returns: u32) {
+        self.apart.insert(id, Apart { size, returns, content: None });
+    }
+
+    /// Takes the message at the front, unless it is cold.
+    pub(super) fn take(&mut self) -> Front {
+        let front = self.in_order.front().map(|slot| slot.id);
+        let item = match self.apart.first_entry() {
+            Some(entry) if front.is_none_or(|id| *entry.key() < id) => {
+                if entry.get().content.is_none() {
+                    return Front::Cold;
+                }
+                let (id, Apart { size, returns, content }) = entry.remove_entry();
+                content.map(|content| Item { id, size, returns, content })
+            }
+            _ => {
+                if self.in_order.front().is_some_and(|slot| slot.content.is_none()) {
+                    return Front::Cold;
+                }
+                let slot = self.in_order.pop_front();
+                slot.and_then(|Slot { id, size, content }| {
+                    Some(Item { id, size, returns: 0, content: content? })
+                })
+            }
+        };
+        let Some(item) = item else { return Front::Empty };
+        self.hot_bytes -= hot_cost(item.size);
+        Front::Ready(item)
+    }
+
+    /// Cold messages near the front that should be read now, if there are any and none have been asked for already.
+    pub(super) fn wants(&mut self) -> Option<Vec<u64>> {
+        let cold_ahead =
+            [0, AHEAD].into_iter().any(|n| self.in_order.get(n).is_some_and(|s| s.content.is_none()));
+        let cold_apart = self.apart.first_key_value().is_some_and(|(_, apart)| apart.content.is_none());
+        if self.loading || !(cold_ahead || cold_apart) {
+            return None;
+        }
+        let apart =
+            self.apart.iter().filter(|(_, apart)| apart.content.is_none()).map(|(id, a)| (*id, a.size));
+        let slots = self.in_order.iter().take(LOAD_MESSAGES_MAX).filter(|slot| slot.content.is_none());
+        let mut bytes = 0;
+        let ids: Vec<u64> = apart
+            .chain(slots.map(|slot| (slot.id, slot.size)))
+            .take(LOAD_MESSAGES_MAX)
+            .take_while(|(_, size)| {
+                let first = bytes == 0;
+                bytes += hot_cost(*size);
+                first || bytes <= LOAD_BYTES_MAX
+            })
+            .map(|(id, _)| id)
+            .collect();
+        self.loading = true;
+        Some(ids)
+    }
+
+    /// What was asked for is here: content for some messages, and others that cannot be read and are not handed out.
+    /// How many became hot.
+    pub(super) fn fill(&mut self, contents: Vec<(u64, Option<Content>)>) -> usize {
+        self.loading = false;
+        let mut filled = 0;
+        for (id, content) in contents {
+            match content {
+                Some(content) => filled += usize::from(self.warm(id, Box::new(content))),
+                None => self.discard(id),
+            }
+        }
+        filled
+    }
+
+    fn warm(&mut self, id: u64, content: Box<Content>) -> bool {
+        let (place, size) = if let Some(apart) = self.apart.get_mut(&id) {
+            (&mut apart.content, apart.size)
+        } else if let Ok(at) = self.in_order.binary_search_by_key(&id, |slot| slot.id) {
+            let slot = &mut self.in_order[at];
+            (&mut slot.content, slot.size)
+        } else {
+            return false;
+        };
+        if place.replace(content).is_none() {
+            self.hot_bytes += hot_cost(size);
+        }
+        true
+    }
+
+    fn discard(&mut self, id: u64) {
+        if self.apart.remove(&id).is_none()
+            && let Ok(at) = self.in_order.binary_search_by_key(&id, |slot| slot.id)
+        {
+            self.in_order.remove(at);
+        }
+    }
+}
+
+fn hot_cost(size: u32) -> u64 {
+    u64::from(size) + HOT_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLENTY: u64 = u64::MAX;
+
+    fn hot() -> Option<Box<Content>> {
+        Some(Box::default())
+    }
+
+    fn take(fifo: &mut Fifo) -> Option<(u64, u32)> {
+        match fifo.take() {
+            Front::Ready(item) => Some((item.id, item.returns)),
+            Front::Cold => panic!("cold"),
+            Front::Empty => None,
+        }
+    }
+
+    fn fill(fifo: &mut Fifo, ids: Vec<u64>) -> usize {
+        fifo.fill(ids.into_iter().map(|id| (id, Some(Content::default()))).collect())
+    }
+
+    #[test]
+    fn what_comes_back_or_comes_late_goes_to_its_place() {
+        let mut fifo = Fifo::default();
+        for id in [2, 3, 5, 4] {
+            fifo.push(id, 1, hot(), PLENTY);
+        }
+        assert_eq!((take(&mut fifo), take(&mut fifo)), (Some((2, 0)), Some((3, 0))));
+        fifo.put_back(2, 1, 1);
+        assert!(matches!(fifo.take(), Front::Cold), "what came back has no content");
+        assert_eq!(fifo.wants(), Some(vec![2]));
+        assert_eq!(fifo.wants(), None, "asked for once");
+        assert_eq!(fill(&mut fifo, vec![2]), 1);
+        let rest: Vec<_> = std::iter::from_fn(|| take(&mut fifo)).collect();
+        assert_eq!(rest, [(2, 1), (4, 0), (5, 0)]);
+        assert_eq!((fifo.len(), fifo.hot_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn the_front_is_hot_within_the_budget_and_the_rest_is_read_before_it_is_needed() {
+        let mut fifo = Fifo::default();
+        let budget = 100 * hot_cost(10);
+        for id in 0..1_000 {
+            fifo.push(id, 10, hot(), budget);
+        }
+        assert_eq!((fifo.hot_bytes(), fifo.wants()), (budget, None));
+        for id in 0..1_000 {
+            assert_eq!(take(&mut fifo), Some((id, 0)));
+            if let Some(ids) = fifo.wants() {
+                assert!(ids.len() <= LOAD_MESSAGES_MAX && ids[0] > id, "{ids:?}");
+                fill(&mut fifo, ids);
+            }
+        }
+        assert!(matches!(fifo.take(), Front::Empty));
+        assert_eq!(fifo.hot_bytes(), 0);
+    }
+
+    #[test]
+    fn nothing_is_kept_hot_behind_a_cold_message() {
+        let mut fifo = Fifo::default();
+        fifo.push(1, 10, hot(), 0);
+        fifo.push(2, 10, hot(), PLENTY);
+        assert_eq!(fifo.hot_bytes(), 0);
+        assert_eq!(fifo.wants(), Some(vec![1, 2]));
+    }
+
+    #[test]
+    fn what_is_read_at_once_is_bounded_in_bytes_and_is_at_least_one() {
+        let mut fifo = Fifo::default();
+        for id in 0..10 {
+            fifo.push(id, LOAD_BYTES_MAX as u32 / 3, None, 0);
+        }
+        assert_eq!(fifo.wants().unwrap().len(), 2);
+        let mut fifo = Fifo::default();
+        fifo.push(7, u32::MAX, None, 0);
+        assert_eq!(fifo.wants(), Some(vec![7]));
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_passed_over() {
+        let mut fifo = Fifo::default();
+        for id in 1..=3 {
+            fifo.push(id, 1, None, 0);
+        }
+        assert_eq!(fifo.wants(), Some(vec![1, 2, 3]));
+        let filled = fifo.fill(vec![(1, None), (2, Some(Content::default())), (3, None), (9, None)]);
+        assert_eq!(filled, 1);
+        assert_eq!((take(&mut fifo), take(&mut fifo)), (Some((2, 0)), None));
+        assert_eq!(fifo.hot_bytes(), 0);
+    }
+}
