@@ -68,6 +68,7 @@ async fn rabbit_keeps_its_data(context: &Context, version: RabbitVersion) -> Res
         channel.basic_publish('', 'kept', b'job', pika.BasicProperties(delivery_mode=2), mandatory=True)\n";
     let client = Program::new("publish", &python(), context.folder()).args(["-c", publish, &rabbit.url()]);
     client.run(BOUND).await?.expect(0)?;
+    rabbit.flush().await?;
     rabbit.kill9().await?;
     ensure!(ports::is_free(rabbit.port()), "a killed RabbitMQ holds its port");
     rabbit.resume().await?;

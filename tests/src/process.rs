@@ -21,8 +21,8 @@ use crate::until::until;
 /// A cold build on a busy machine of two cores.
 const BUILD_BOUND: Duration = Duration::from_secs(20 * 60);
 
-const PYTHON_VERSIONS: &str = "import platform, pika, msgpack; \
-    print(f'Python {platform.python_version()} with pika {pika.__version__}, msgpack {'.'.join(map(str, msgpack.version))}')";
+const PYTHON_VERSIONS: &str = "import platform, pika, msgpack; print('Python', platform.python_version(), \
+    'with pika', pika.__version__, 'and msgpack', '.'.join(map(str, msgpack.version)))";
 
 /// Builds the binary as it ships and gives back its path; quick where nothing changed.
 ///
@@ -56,7 +56,8 @@ pub fn python_installed() -> Result<String> {
     let output = Command::new(python()).args(["-c", PYTHON_VERSIONS]).output();
     let output = output.context("Python with pika and msgpack is not prepared; tests/run prepares it")?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "Python with pika and msgpack is not whole; run tests/run: {stderr}");
+    let reason = stderr.lines().last().unwrap_or_default();
+    ensure!(output.status.success(), "Python lacks pika or msgpack, tests/run prepares them: {reason}");
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 

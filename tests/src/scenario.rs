@@ -130,14 +130,12 @@ pub fn run(scenarios: Vec<Scenario>) -> Result<ExitCode> {
 fn trial(scenario: Scenario, stage: Arc<Stage>) -> Trial {
     let name = scenario.name.clone();
     Trial::ignorable_test(name, move || {
-        for &need in &scenario.needs {
-            match need.installed() {
-                Ok(version) => stage.note_version(version),
-                Err(missing) if in_ci() => return Err(Failed::from(format!("{missing:#}"))),
-                Err(missing) => {
-                    stage.note_left_out(format!("{}: {missing:#}", scenario.name));
-                    return Ok(Completion::ignored_with(missing));
-                }
+        match scenario.needs.iter().map(|need| need.installed()).collect::<Result<Vec<_>>>() {
+            Ok(versions) => stage.note_versions(versions),
+            Err(missing) if in_ci() => return Err(Failed::from(format!("{missing:#}"))),
+            Err(missing) => {
+                stage.note_left_out(format!("{}: {missing:#}", scenario.name));
+                return Ok(Completion::ignored_with(missing));
             }
         }
         perform(scenario, &stage)?;
@@ -152,7 +150,7 @@ fn perform(scenario: Scenario, stage: &Arc<Stage>) -> Result<(), Failed> {
     let outcome = catch_unwind(AssertUnwindSafe(|| (scenario.body)(&context, scenario.bound)))
         .unwrap_or_else(|_| Err(anyhow!("it panicked; its message is above")))
         .and_then(|()| context.leave());
-    outcome.map_err(|error| Failed::from(format!("{error:?}\n{}", context.logs())))
+    outcome.map_err(|error| Failed::from(format!("{error:#}\n{}", context.logs())))
 }
 
 fn in_ci() -> bool {

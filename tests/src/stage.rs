@@ -4,6 +4,7 @@
 //! that cannot start is waited for once, not once per scenario. Its folder is removed after a run that passed
 //! and kept, with its logs, until the next run after one that failed.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ pub(crate) struct Stage {
     redis: Shared<Arc<Redis>>,
     binary: Shared<PathBuf>,
     turn: RwLock<()>,
-    versions: Mutex<Vec<String>>,
+    versions: Mutex<BTreeSet<String>>,
     left_out: Mutex<Vec<String>>,
     folder: PathBuf,
     pub(crate) runtime: Runtime,
@@ -67,12 +68,8 @@ impl Stage {
         }
     }
 
-    pub(crate) fn note_version(&self, version: String) {
-        let mut versions = locked(&self.versions);
-        if !versions.contains(&version) {
-            versions.push(version);
-            versions.sort();
-        }
+    pub(crate) fn note_versions(&self, versions: Vec<String>) {
+        locked(&self.versions).extend(versions);
     }
 
     pub(crate) fn note_left_out(&self, what: String) {

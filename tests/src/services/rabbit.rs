@@ -155,9 +155,19 @@ impl Rabbit {
         self.end(Signal::SIGTERM).await
     }
 
-    /// Kills the node as a crash would; its data stay.
+    /// Kills the node as a crash would; its data stay, but for what [`Rabbit::flush`] tells of.
     pub async fn kill9(&self) -> Result<()> {
         self.end(Signal::SIGKILL).await
+    }
+
+    /// Writes down what the node has only noted: that its queues exist.
+    ///
+    /// A RabbitMQ node killed within some three seconds of a quorum queue's declaration comes back with an
+    /// empty queue, confirmed messages and all (seen on 3.10 and 4.0): the queue's entry in the node's
+    /// directory is a delayed write. A scenario that is not about this flushes once its queues are declared.
+    pub async fn flush(&self) -> Result<()> {
+        self.ctl(&["eval", "lists:foreach(fun dets:sync/1, dets:all())."]).await?;
+        Ok(())
     }
 
     /// Stops the node and starts it again.
