@@ -1,2 +1,116 @@
-//! The binary.
-fn main() {}
+//! `straightline`: one binary, every role.
+//!
+//! Exit codes: 0 done; 1 something failed, or not everything asked for succeeded; 64 bad usage or configuration.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
+
+mod access;
+mod builtin;
+mod cli;
+mod commands;
+mod config;
+mod observing;
+mod print;
+mod roles;
+mod station;
+mod stopping;
+mod sweeping;
+mod telemetry;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use config::{ConfigError, Settings};
+use std::process::ExitCode;
+
+/// As in BSD's sysexits: the command was used wrongly.
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors.
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let settings = match settings(&cli) {
+        Ok(settings) => settings,
+        Err(error) => return complain(&error, USAGE),
+    };
+    if let Err(error) = telemetry::logs(&settings.log) {
+        return complain(&error, USAGE);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error, 1),
+    };
+    let ran = runtime.block_on(run(cli.command, settings));
+    // A thread that a model never gave back must not keep the process alive.
+    runtime.shutdown_background();
+    match ran {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => complain(&format!("{error:#}"), 1),
+    }
+}
+
+fn complain(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("straightline: {error}");
+    ExitCode::from(code)
+}
+
+fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
+    let mut flags = Vec::new();
+    let global = &cli.global;
+    let quoted = |value: &dyn std::fmt::Display| toml::Value::String(value.to_string()).to_string();
+    if let Some(dir) = &global.data_dir {
+        flags.push(("storage.dir", quoted(&dir.display())));
+    }
+    if let Some(format) = global.log_format {
+        let format = match format {
+            config::LogFormat::Human => "human",
+            config::LogFormat::Json => "json",
+        };
+        flags.push(("log.format", quoted(&format)));
+    }
+    if let Some(filter) = &global.log {
+        flags.push(("log.filter", quoted(filter)));
+    } else if matches!(cli.command, Command::Demo(_)) && std::env::var_os("STRAIGHTLINE_LOG__FILTER").is_none() {
+        // The demo's own output is what there is to see.
+        flags.push(("log.filter", quoted(&"warn")));
+    }
+    match &cli.command {
+        Command::Up(up) => {
+            flags.extend(up.listen.map(|listen| ("http.listen", quoted(&listen))));
+            flags.extend(up.models.as_ref().map(|dir| ("worker.models", quoted(&dir.display()))));
+        }
+        Command::Worker(worker) => {
+            flags.extend(worker.slots.map(|slots| ("worker.slots", slots.to_string())));
+            flags.extend(worker.models.as_ref().map(|dir| ("worker.models", quoted(&dir.display()))));
+        }
+        _ => {}
+    }
+    // A variable that is not Unicode is none of ours: ours are named and written in ASCII.
+    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    config::load(global.config.as_deref(), environment, &flags)
+}
+
+async fn run(command: Command, settings: Settings) -> anyhow::Result<bool> {
+    match command {
+        Command::Demo(options) => commands::demo::run(settings, &options).await,
+        Command::Up(_) => commands::up::run(settings, telemetry::metrics()?).await.map(|()| true),
+        Command::Dispatcher(options) => {
+            commands::dispatcher::run(settings, &options, telemetry::metrics()?).await.map(|()| true)
+        }
+        Command::Worker(options) => commands::worker::run(settings, &options, telemetry::metrics()?).await.map(|()| true),
+        Command::Submit(options) => commands::jobs::submit(settings, &options).await,
+        Command::Result(options) => commands::jobs::results(settings, &options).await,
+        Command::Cancel(options) => commands::jobs::cancel(settings, &options).await,
+        Command::Status(options) => commands::status::run(settings, &options).await,
+        Command::Dead(command) => commands::dead::run(settings, command).await,
+        Command::Config(cli::Config::Show) => commands::config::show(&settings).map(|()| true),
+        Command::Config(cli::Config::Check) => commands::config::check(settings).await.map(|()| true),
+    }
+}

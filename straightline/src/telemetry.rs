@@ -4,6 +4,8 @@ use crate::config::{ConfigError, Log, LogFormat};
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::io::IsTerminal;
+use std::time::Duration;
+use tokio::task::JoinHandle;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
@@ -32,4 +34,26 @@ pub fn metrics() -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .install_recorder()
         .context("failed to install the metrics recorder")
+}
+
+/// Between two clean-ups of what histograms have gathered.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Keeps the recorder's memory bounded while nobody scrapes; ends with the handle.
+pub fn upkeep(metrics: PrometheusHandle) -> Upkeep {
+    Upkeep(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            metrics.run_upkeep();
+        }
+    }))
+}
+
+/// Stops the upkeep when dropped.
+pub struct Upkeep(JoinHandle<()>);
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }

@@ -2,15 +2,15 @@
 
 use bytesize::ByteSize;
 use schemas::Lane;
-use secrecy::SecretString;
-use serde::Deserialize;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Everything that can be set.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The message broker.
@@ -40,18 +40,20 @@ pub struct Settings {
 }
 
 /// `[broker]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Broker {
     /// `amqp://user:password@host:port/vhost`, or `amqps://`. Absent: the embedded broker, in `storage.dir`.
+    #[serde(serialize_with = "hidden")]
     pub url: Option<SecretString>,
 }
 
 /// `[state]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
     /// `redis://:password@host:port/db`. Absent: the embedded state, in `storage.dir`.
+    #[serde(serialize_with = "hidden")]
     pub url: Option<SecretString>,
     /// What every key in Redis starts with.
     pub prefix: String,
@@ -64,7 +66,7 @@ impl Default for State {
 }
 
 /// `[storage]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Storage {
     /// Folder of the embedded broker and state, and of blobs unless `storage.blobs` says otherwise.
@@ -83,7 +85,7 @@ impl Default for Storage {
 }
 
 /// `[http]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     /// Where the HTTP face listens. Default `127.0.0.1:8080`: this machine only.
@@ -106,7 +108,7 @@ impl Default for Http {
 }
 
 /// `[metrics]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
     /// Where `/metrics`, `/health/live` and `/health/ready` of `dispatcher` and `worker` listen. Absent: a free port
@@ -115,7 +117,7 @@ pub struct Metrics {
 }
 
 /// `[dispatcher]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dispatcher {
     /// `straightline` (the rule), or a lane's name: everything there.
@@ -163,7 +165,7 @@ impl Default for Dispatcher {
 }
 
 /// `[worker]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Worker {
     /// Jobs run at once. Absent: the processors of this machine.
@@ -195,7 +197,7 @@ impl Default for Worker {
 }
 
 /// `[retry]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retry {
     /// Most attempts of a job that asks for no other number.
@@ -220,7 +222,7 @@ impl Default for Retry {
 }
 
 /// `[limits]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Inputs and outputs above this travel through the blob store.
@@ -259,7 +261,7 @@ impl Default for Limits {
 }
 
 /// `[records]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {
     /// How long results can be fetched.
@@ -277,7 +279,7 @@ impl Default for Records {
 }
 
 /// `[client]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Client {
     /// Name of the client on a broker without logins.
@@ -293,7 +295,7 @@ impl Default for Client {
 }
 
 /// `[log]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// `human` or `json`.
@@ -309,11 +311,67 @@ impl Default for Log {
 }
 
 /// How logs look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
     Human,
     /// For machines: one object per line.
     Json,
+}
+
+impl Settings {
+    /// Every setting with its value, as a configuration file; passwords are hidden.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+}
+
+/// A URL without its password.
+fn hidden<S: Serializer>(url: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
+    match url {
+        Some(url) => serializer.serialize_str(&without_password(url.expose_secret())),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// `scheme://user:***@rest`; a URL that does not look like one is hidden whole.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        None => url.to_owned(),
+        Some((login, _)) => {
+            let user = login.split(':').next().unwrap_or_default();
+            let after = &rest[login.len()..];
+            let password = if login.contains(':') { ":***" } else { "" };
+            format!("{scheme}://{user}{password}{after}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for (url, shown) in [
+            ("amqp://u:hunter2@h:5672/v", "amqp://u:***@h:5672/v"),
+            ("redis://:hunter2@h/0", "redis://:***@h/0"),
+            ("redis://h/0", "redis://h/0"),
+            ("amqp://u@h", "amqp://u@h"),
+            ("amqp://u:hun@ter2@h/v", "amqp://u:***@h/v"),
+            ("hunter2", "***"),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let shown = Settings::default().to_toml().unwrap();
+        let read: Settings = toml::from_str(&shown).unwrap();
+        assert_eq!(read.to_toml().unwrap(), shown);
+    }
 }

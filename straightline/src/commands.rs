@@ -1,0 +1,10 @@
+//! The subcommands, one file each.
+
+pub mod config;
+pub mod dead;
+pub mod demo;
+pub mod dispatcher;
+pub mod jobs;
+pub mod status;
+pub mod up;
+pub mod worker;

@@ -1,0 +1,111 @@
+//! `status`: queues, lanes, workers, rates.
+
+use crate::access::Access;
+use crate::cli;
+use crate::config::Settings;
+use crate::print;
+use anyhow::Result;
+use producer::operations::{LaneStatus, Service, Status};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Between two looks of `--watch`.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Clears the terminal and goes to its first line.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// Runs it; true if broker and state answer.
+pub async fn run(settings: Settings, options: &cli::Status) -> Result<bool> {
+    let access = Access::open(settings, &options.server).await?;
+    let shown = show(&access, options).await;
+    access.close().await;
+    shown
+}
+
+async fn show(access: &Access, options: &cli::Status) -> Result<bool> {
+    loop {
+        let status = access.status().await?;
+        let text = if options.json { serde_json::to_string(&status)? + "\n" } else { table(&status) };
+        print::text(&if options.watch && !options.json { format!("{CLEAR}{text}") } else { text })?;
+        if !options.watch {
+            return Ok(status.broker.healthy && status.state.healthy);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(true),
+        }
+    }
+}
+
+fn table(status: &Status) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| writeln!(out, "{}", text.trim_end()).expect("writing to a String cannot fail");
+    line(format!("broker  {}", service(&status.broker)));
+    line(format!("state   {}", service(&status.state)));
+    line(format!("\n{:<24} {:>10} {:>10} {:>10}", "queue", "ready", "unacked", "consumers"));
+    for queue in &status.queues {
+        // Retry and wait queues are many and mostly empty; a queue that should be there and is not is news.
+        let quiet = queue.ready == 0 && queue.unacked.unwrap_or(0) == 0;
+        let minor = queue.name.starts_with("retry.") || queue.name.starts_with("wait.");
+        if quiet && minor && queue.exists {
+            continue;
+        }
+        let unacked = queue.unacked.map_or_else(|| "-".to_owned(), |unacked| unacked.to_string());
+        let missing = if queue.exists { "" } else { "  missing!" };
+        line(format!("{:<24} {:>10} {unacked:>10} {:>10}{missing}", queue.name, queue.ready, queue.consumers));
+    }
+    line(format!("in dispatchers' hands: {}", status.intake.unacked));
+    line(format!(
+        "\n{:<11} {:>7} {:>5} {:>7} {:>10} {:>5} {:>7}",
+        "lane", "workers", "slots", "running", "prefetched", "room", "jobs/s"
+    ));
+    for lane in &status.lanes {
+        line(lane_row(lane));
+    }
+    line(format!("\n{:<32} {:<11} {:>8} {:>6} {:>10}", "worker", "lane", "running", "cpu", "memory"));
+    for worker in &status.workers {
+        let cpu = worker.resources.cpu_used.map_or_else(|| "-".to_owned(), |used| format!("{:.0}%", used * 100.0));
+        let memory = worker.resources.process_memory_bytes;
+        let memory = memory.map_or_else(|| "-".to_owned(), |bytes| bytesize::ByteSize(bytes).to_string());
+        let draining = if worker.draining { "  draining" } else { "" };
+        line(format!(
+            "{:<32} {:<11} {:>3} of {:<3} {cpu:>4} {memory:>10}{draining}",
+            worker.worker,
+            worker.lane.as_str(),
+            worker.running,
+            worker.slots
+        ));
+    }
+    line(format!("\n{:<32} {:<14} {:>8} {:>9}", "dispatcher", "policy", "held", "placed/s"));
+    for dispatcher in &status.dispatchers {
+        line(format!(
+            "{:<32} {:<14} {:>8} {:>9.1}",
+            dispatcher.dispatcher, dispatcher.policy, dispatcher.held, dispatcher.placed_per_s
+        ));
+    }
+    let dead = status.dead.map_or_else(|| "unknown".to_owned(), |dead| dead.to_string());
+    line(format!("\ndead jobs: {dead}"));
+    out
+}
+
+fn service(service: &Service) -> String {
+    match &service.problem {
+        None if service.healthy => "up".to_owned(),
+        None => "away".to_owned(),
+        Some(problem) => problem.clone(),
+    }
+}
+
+fn lane_row(lane: &LaneStatus) -> String {
+    let room = lane.room.map_or_else(|| "-".to_owned(), |room| room.to_string());
+    let note = lane.note.as_deref().map_or_else(String::new, |note| format!("  {note}"));
+    format!(
+        "{:<11} {:>7} {:>5} {:>7} {:>10} {room:>5} {:>7.1}{note}",
+        lane.lane.as_str(),
+        lane.workers,
+        lane.slots,
+        lane.running,
+        lane.prefetched,
+        lane.completed_per_s
+    )
+}

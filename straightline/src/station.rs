@@ -1,0 +1,122 @@
+//! What every long-running command stands on: broker, state and blob store, as configured.
+
+use crate::config::Settings;
+use anyhow::{Context, Result};
+use broker::Broker;
+use schemas::ClientName;
+use state::State;
+use state::blobs::Blobs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An opened deployment, seen from one process.
+pub struct Station {
+    pub settings: Settings,
+    pub broker: Arc<dyn Broker>,
+    pub state: Arc<dyn State>,
+    pub blobs: Arc<Blobs>,
+}
+
+/// How long a process that ends waits for its last settlements.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
+
+impl Station {
+    /// Opens what `settings` name. Broker first: without it there is nothing to do.
+    pub async fn open(settings: Settings) -> Result<Self> {
+        let broker = open_broker(&settings).await?;
+        let state = open_state(&settings).await?;
+        let blobs = Blobs::open(state::blobs::Config {
+            shared: settings.storage.blobs_shared,
+            ..state::blobs::Config::new(blobs_dir(&settings))
+        })
+        .await?;
+        Ok(Self { settings, broker, state, blobs: Arc::new(blobs) })
+    }
+
+    /// Who this process submits as: the broker's login, or the configured name where there are no logins.
+    pub fn client_name(&self) -> Result<ClientName> {
+        match self.broker.login() {
+            Some(login) => Ok(login),
+            None => ClientName::new(&self.settings.client.name).context("client.name"),
+        }
+    }
+
+    /// Opens a client.
+    pub async fn client(&self) -> Result<producer::Client> {
+        let config = producer::Config {
+            inline_bytes_max: inline_bytes(&self.settings),
+            record_keep: self.settings.records.keep,
+            patience: self.settings.limits.publish_timeout,
+            ..producer::Config::new(self.client_name()?)
+        };
+        let (broker, state) = (Arc::clone(&self.broker), Arc::clone(&self.state));
+        Ok(producer::Client::open(config, broker, state, Some(Arc::clone(&self.blobs))).await?)
+    }
+
+    /// Lets go of everything; what is on its way is settled first.
+    pub async fn close(self) {
+        let close = async {
+            self.broker.close().await;
+            self.state.close().await;
+        };
+        if tokio::time::timeout(CLOSE_MAX, close).await.is_err() {
+            tracing::warn!("gave up waiting for broker and state to close");
+        }
+    }
+}
+
+/// Whether the embedded broker is in use.
+pub fn is_embedded(settings: &Settings) -> bool {
+    settings.broker.url.is_none()
+}
+
+/// The configured inline limit, in bytes.
+pub fn inline_bytes(settings: &Settings) -> usize {
+    usize::try_from(settings.limits.inline.as_u64()).unwrap_or(usize::MAX)
+}
+
+async fn open_broker(settings: &Settings) -> Result<Arc<dyn Broker>> {
+    let limits = limits(settings);
+    match &settings.broker.url {
+        Some(url) => {
+            let config = broker::amqp::Config { limits, ..broker::amqp::Config::new(url.clone()) };
+            Ok(broker::amqp::Amqp::open(config).await?)
+        }
+        None => {
+            let config = broker::embedded::Config { dir: settings.storage.dir.clone(), limits };
+            Ok(broker::embedded::Embedded::open(config).await?)
+        }
+    }
+}
+
+async fn open_state(settings: &Settings) -> Result<Arc<dyn State>> {
+    match &settings.state.url {
+        Some(url) => {
+            let config = state::redis::Config {
+                prefix: settings.state.prefix.clone(),
+                ..state::redis::Config::new(url.clone())
+            };
+            Ok(state::redis::Redis::open(config).await?)
+        }
+        None => Ok(state::embedded::Embedded::open(state::embedded::Config::new(&settings.storage.dir)).await?),
+    }
+}
+
+fn blobs_dir(settings: &Settings) -> PathBuf {
+    settings.storage.blobs.clone().unwrap_or_else(|| settings.storage.dir.join("blobs"))
+}
+
+fn limits(settings: &Settings) -> broker::Limits {
+    let limits = &settings.limits;
+    broker::Limits {
+        queue_messages_max: limits.queue_jobs,
+        queue_bytes_max: limits.queue_bytes.as_u64(),
+        dead_messages_max: limits.dead_jobs,
+        returns_max: limits.returns,
+        in_flight_messages_max: limits.in_flight_messages,
+        in_flight_bytes_max: u32::try_from(limits.in_flight_bytes.as_u64()).unwrap_or(u32::MAX),
+        publish_timeout: limits.publish_timeout,
+        ..broker::Limits::default()
+    }
+}

@@ -1,0 +1,46 @@
+//! How a process is asked to stop: SIGTERM or SIGINT once to drain, twice to let go at once.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// Nothing.
+    No,
+    /// Take nothing new, finish, settle, end.
+    Drain,
+    /// Give back what is in hand and end.
+    Now,
+}
+
+/// Watches for signals from here on.
+pub fn watch_signals() -> std::io::Result<watch::Receiver<Stop>> {
+    let (told, stop) = watch::channel(Stop::No);
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        for asked in [Stop::Drain, Stop::Now] {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            match asked {
+                Stop::Drain => tracing::info!("draining; a second signal returns jobs to their queues at once"),
+                _ => tracing::warn!("returning jobs to their queues"),
+            }
+            told.send_replace(asked);
+        }
+        // A third signal finds the receiver gone and is ignored: the process is ending already.
+        std::future::pending::<()>().await;
+    });
+    Ok(stop)
+}
+
+/// Resolves once at least `asked` was asked for.
+pub async fn until(stop: &mut watch::Receiver<Stop>, asked: Stop) {
+    // An error means that nobody can ask any more; then nobody has.
+    if stop.wait_for(|now| *now >= asked).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
