@@ -1,0 +1,226 @@
+//! The HTTP face: the Open Inference Protocol, version 2, and our own routes beside it.
+//!
+//! | route | what it does |
+//! |---|---|
+//! | `GET /v2`, `/v2/health/live`, `/v2/health/ready` | what this is; whether it runs; whether jobs can be done |
+//! | `GET /v2/models/{m}[/versions/{v}][/ready]` | what a model takes and gives; whether a worker runs it |
+//! | `POST /v2/models/{m}[/versions/{v}]/infer` | submits and waits; JSON or the binary tensor extension |
+//! | `POST /v1/jobs` | submits: 202 and an id; `application/x-ndjson` for many; `?model=` for opaque bytes |
+//! | `GET /v1/jobs/{id}[?wait_ms=]`, `DELETE /v1/jobs/{id}` | the result so far; take the job back |
+//! | `GET /v1/jobs/{id}/output` | the output alone: tensors as the protocol has them, opaque bytes as they are |
+//! | `GET /v1/results?ids=`, `POST /v1/results` | many results; as lines while they come |
+//! | `GET /v1/status` | how it stands |
+//! | `GET /v1/dead`, `/v1/dead/{id}`, `POST /v1/dead/requeue`, `/v1/dead/drop` | dead jobs |
+//! | `GET /metrics` | for Prometheus |
+//!
+//! What it owns: limits on what a caller may send and how many may wait, and the meaning of a status code. What it must
+//! not do: decide anything about a job, hold one back, or tie a job to its connection: a caller that goes away changes
+//! nothing. There is no login here: everyone who can reach the address submits as this face's client and shares its
+//! idempotency keys.
+
+use crate::client::Client;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{Method, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use axum::routing::{get, post};
+use broker::Broker;
+use errors::Error;
+use metrics::counter;
+use schemas::{ModelContract, ModelName};
+use state::State as Facts;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, Semaphore};
+
+mod batch;
+mod binary;
+mod body;
+mod errors;
+mod infer;
+mod jobs;
+mod models;
+mod operations;
+mod protocol;
+mod results;
+mod serve;
+
+pub use serve::serve;
+
+/// What the face stands in front of.
+pub struct Face {
+    /// Submits and waits.
+    pub client: Client,
+    /// For status and dead jobs.
+    pub broker: Arc<dyn Broker>,
+    /// For status, readiness and dead jobs.
+    pub state: Arc<dyn Facts>,
+    /// The models that may be asked for. A model without input tensors takes opaque bytes.
+    pub models: Vec<ModelContract>,
+    /// Limits.
+    pub limits: Limits,
+    /// What `/metrics` answers.
+    pub metrics_text: MetricsText,
+}
+
+/// Renders the process's metrics in Prometheus' text format.
+pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// The face's limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest body, in bytes.
+    pub body_bytes_max: usize,
+    /// Largest JSON document in a body, in bytes: values in JSON take many times their size while they are read.
+    pub json_bytes_max: usize,
+    /// Largest line of a body of lines, in bytes.
+    pub line_bytes_max: usize,
+    /// Most lines in one body.
+    pub lines_max: usize,
+    /// Most bodies of lines at once.
+    pub batches_max: usize,
+    /// Bytes of all bodies in hand together.
+    pub bodies_bytes_max: usize,
+    /// How long a body, or the next part of a body of lines, may take to arrive.
+    pub body_timeout: Duration,
+    /// Most requests that wait for a job at once.
+    pub waits_max: usize,
+    /// The longest `wait_ms`.
+    pub wait_max: Duration,
+    /// Most ids in one request.
+    pub ids_max: usize,
+    /// The deadline of an inference that names none: someone is waiting.
+    pub infer_deadline: Duration,
+    /// How long results are kept: an id older than that and the furthest deadline is not pending but unknown.
+    pub record_keep: Duration,
+    /// Most connections.
+    pub connections_max: usize,
+    /// How long the head of a request may take to arrive.
+    pub header_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 64 << 20,
+            json_bytes_max: 16 << 20,
+            line_bytes_max: 4 << 20,
+            lines_max: 100_000,
+            batches_max: 8,
+            bodies_bytes_max: 256 << 20,
+            body_timeout: Duration::from_secs(30),
+            waits_max: 1_024,
+            wait_max: Duration::from_secs(60),
+            ids_max: 1_000,
+            infer_deadline: Duration::from_secs(60),
+            record_keep: schemas::limits::RECORD_RETENTION_DEFAULT,
+            connections_max: 4_096,
+            header_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What every handler shares.
+struct App {
+    client: Client,
+    broker: Arc<dyn Broker>,
+    state: Arc<dyn Facts>,
+    models: BTreeMap<ModelName, Arc<ModelContract>>,
+    limits: Limits,
+    metrics_text: MetricsText,
+    /// Bytes of bodies in hand, in the units of [`body::units`].
+    bodies: Arc<Semaphore>,
+    waits: Semaphore,
+    decoders: Semaphore,
+    batches: Arc<Semaphore>,
+    /// One pass through the dead queue at a time: two would hold each other's jobs.
+    dead: Arc<Mutex<()>>,
+}
+
+/// The routes over `face`.
+pub fn router(face: Face) -> Router {
+    let limits = face.limits;
+    // No limit on one body may be over what all may have together.
+    let bodies_bytes_max = limits.bodies_bytes_max.max(limits.body_bytes_max).max(limits.line_bytes_max);
+    let app = Arc::new(App {
+        client: face.client,
+        broker: face.broker,
+        state: face.state,
+        models: face.models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
+        bodies: Arc::new(Semaphore::new(body::units(bodies_bytes_max))),
+        waits: Semaphore::new(limits.waits_max),
+        decoders: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+        batches: Arc::new(Semaphore::new(limits.batches_max)),
+        dead: Arc::default(),
+        metrics_text: face.metrics_text,
+        limits,
+    });
+    Router::new()
+        .route("/v2", get(models::server))
+        .route("/v2/", get(models::server))
+        .route("/v2/health/live", get(models::live))
+        .route("/v2/health/ready", get(models::ready))
+        .route("/v2/models/{model}", get(models::metadata))
+        .route("/v2/models/{model}/ready", get(models::model_ready))
+        .route("/v2/models/{model}/infer", post(infer::infer))
+        .route("/v2/models/{model}/versions/{version}", get(models::metadata_of_version))
+        .route("/v2/models/{model}/versions/{version}/ready", get(models::version_ready))
+        .route("/v2/models/{model}/versions/{version}/infer", post(infer::infer_version))
+        .route("/v1/jobs", post(jobs::submit))
+        .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
+        .route("/v1/jobs/{id}/output", get(jobs::output))
+        .route("/v1/results", get(results::fetch).post(results::stream))
+        .route("/v1/status", get(operations::status))
+        .route("/v1/dead", get(operations::dead_list))
+        .route("/v1/dead/requeue", post(operations::dead_requeue))
+        .route("/v1/dead/drop", post(operations::dead_drop))
+        .route("/v1/dead/{id}", get(operations::dead_show))
+        .route("/metrics", get(operations::metrics))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(no_route)
+        .layer(from_fn(count))
+        .with_state(app)
+}
+
+impl App {
+    /// A place among those that wait for a job.
+    fn wait_place(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Error> {
+        self.waits.try_acquire().map_err(|_| {
+            let limit = self.limits.waits_max;
+            Error::come_back(
+                StatusCode::TOO_MANY_REQUESTS,
+                format!("{limit} requests are waiting for jobs, the most there may be: try again later"),
+            )
+        })
+    }
+
+    /// How long a `wait_ms` lets its caller wait.
+    fn wait(&self, wait_ms: u64) -> Duration {
+        Duration::from_millis(wait_ms).min(self.limits.wait_max)
+    }
+}
+
+async fn no_route(request: Request) -> Error {
+    Error::not_found(format!("no route {}: see /v2, /v1/jobs, /v1/status", request.uri().path()))
+}
+
+async fn wrong_method(request: Request) -> Error {
+    let message = format!("{} does not take {}", request.uri().path(), request.method());
+    Error::new(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
+async fn count(request: Request, next: Next) -> Response {
+    // A label takes only values that we know: a caller may invent methods and paths without end.
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    };
+    let response = next.run(request).await;
+    counter!("straightline_http_requests_total", "method" => method, "status" => response.status().as_u16().to_string())
+        .increment(1);
+    response
+}
