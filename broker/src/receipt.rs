@@ -67,6 +67,9 @@ pub enum PublishError {
         /// The limit.
         limit: usize,
     },
+    /// The broker would cut us off over it: a text longer than the protocol can say, or another user's name.
+    #[error("message cannot be sent: {0}")]
+    Invalid(String),
     /// The connection went away, or the confirm did not come in time: the broker may have it or not.
     #[error("the broker went away before it confirmed the message")]
     Lost,
