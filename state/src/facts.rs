@@ -7,7 +7,7 @@ use std::time::Duration;
 /// A batch of jobs, as far as shared state cares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Every model in the batch, with the number of jobs to count for it: first attempts that were neither
+    /// Every model in the batch, once, with the number of jobs to count for it: first attempts that were neither
     /// redelivered nor waiting. May be zero.
     pub models: Vec<(ModelName, u32)>,
     /// Jobs whose end is asked for.
@@ -17,7 +17,8 @@ pub struct Batch {
     /// Places claimed earlier and not used, with the stamp of the sample they were claimed under; given back
     /// unless a newer sample has voided the claim.
     pub unused: Option<Unused>,
-    /// How far back the frequency looks.
+    /// How far back the frequency looks. What is counted under one window is not seen through another: all who
+    /// count the same jobs must use the same.
     pub window: Duration,
 }
 

@@ -10,10 +10,13 @@
 pub mod blobs;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod decode;
 pub mod embedded;
 pub mod facts;
 pub mod redis;
+mod registry;
 pub mod room;
+mod window;
 
 pub use facts::{Batch, Facts, LaneFacts, ModelFacts, Sample};
 
@@ -90,6 +93,21 @@ pub trait State: Send + Sync {
 /// Most entries in the index of dead jobs.
 pub const DEAD_INDEX_MAX: u64 = 100_000;
 
+/// What an adapter holds at most. The defaults are the contract; tests shrink them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most entries in the index of dead jobs.
+    pub dead_max: u64,
+    /// How long a model that no live worker runs any more counts as known.
+    pub model_memory: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { dead_max: DEAD_INDEX_MAX, model_memory: facts::MODEL_MEMORY }
+    }
+}
+
 /// How a job ended, to be recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -135,6 +153,14 @@ pub enum StateError {
     Credentials {
         /// Host and port.
         address: String,
+    },
+    /// It answered, and said no.
+    #[error("state {address} refuses: {reason}")]
+    Refused {
+        /// Host and port.
+        address: String,
+        /// What it said.
+        reason: String,
     },
     /// A setting that cannot work.
     #[error("{field} {problem}")]
