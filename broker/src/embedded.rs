@@ -52,6 +52,7 @@ use schemas::limits::PAYLOAD_BYTES_MAX;
 use shared::{Arrival, Ending, Shared, Waiting};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use store::{Opener, Store};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::coop::consume_budget;
@@ -61,6 +62,8 @@ use tokio::time::timeout;
 const BODY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + (1 << 20);
 /// Most bytes of everything else in a message.
 const ABOUT_BYTES_MAX: usize = 1 << 20;
+/// After trouble with its disk, the store is tried again every so often.
+const PAUSE: Duration = Duration::from_millis(500);
 /// Broadcasts that a listener may be behind.
 const LISTENER_BEHIND_MAX: usize = 256;
 
@@ -86,13 +89,13 @@ pub struct Embedded {
 impl Embedded {
     /// Opens the store in `config.dir`, or makes one.
     pub async fn open(config: Config) -> Result<Arc<Self>, BrokerError> {
-        Self::open_with(config, Store::opener()).await
+        Self::open_with(config, Store::opener(), PAUSE).await
     }
 
-    async fn open_with(config: Config, opener: Opener) -> Result<Arc<Self>, BrokerError> {
+    async fn open_with(config: Config, opener: Opener, pause: Duration) -> Result<Arc<Self>, BrokerError> {
         let Config { dir, limits } = config;
         check(&limits)?;
-        let writer::Started { shared, health } = writer::start(dir, limits.clone(), opener).await?;
+        let writer::Started { shared, health } = writer::start(dir, limits.clone(), opener, pause).await?;
         let in_flight = InFlight::new(&limits);
         Ok(Arc::new(Self { shared, health, in_flight, listeners: Mutex::default(), limits }))
     }

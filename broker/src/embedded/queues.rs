@@ -63,8 +63,9 @@ struct Resting {
     /// Messages and bytes of bodies that rest here, arriving ones included.
     count: u64,
     bytes: u64,
-    /// Those of them that are not yet on disk.
+    /// Those of them that are not yet on disk, and those on their way to another queue.
     arriving: u64,
+    leaving: u64,
     ready: Fifo,
     /// In a retry queue: when each is due, its id and size, per queue it goes to.
     delayed: BTreeMap<u32, BTreeMap<(u64, u64), u32>>,
@@ -184,11 +185,13 @@ impl Queues {
     pub(super) fn depth(&self, queue: &Queue) -> Option<Depth> {
         let resting = self.queues.get(self.numbers.get(queue)?)?;
         let delayed: usize = resting.delayed.values().map(BTreeMap::len).sum();
-        Some(Depth {
-            ready: (resting.ready.len() + delayed) as u64,
-            unacked: Some(resting.out.len() as u64),
-            consumers: resting.consumers,
-        })
+        let (mut ready, mut unacked) = ((resting.ready.len() + delayed) as u64, resting.out.len() as u64);
+        // Until it is in its new queue, a message is where it was.
+        match resting.queue {
+            Queue::Retry(_) => ready += resting.leaving,
+            _ => unacked += resting.leaving,
+        }
+        Some(Depth { ready, unacked: Some(unacked), consumers: resting.consumers })
     }
 
     /// Everyone who waits for a delivery, to tell them that there will be none.
@@ -254,6 +257,7 @@ impl Queues {
                 count: 0,
                 bytes: 0,
                 arriving: 0,
+                leaving: 0,
                 ready: Fifo::default(),
                 delayed: BTreeMap::new(),
                 out: HashMap::new(),

@@ -136,8 +136,8 @@ impl Shared {
         self.work.notify_one();
     }
 
-    /// Waits for work. After trouble it waits until `not_before`, whatever there is to do, unless it ends. `None` once
-    /// it has ended and nothing is left to do.
+    /// Waits for work. After trouble it waits until `not_before`, whatever there is to do, unless it ends; 0 is no
+    /// trouble. `None` once it has ended and nothing is left to do.
     pub(super) fn next_work(&self, not_before: u64) -> Option<Work> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -146,7 +146,9 @@ impl Shared {
             let rested = now >= not_before || state.ending.is_some();
             match state.ending {
                 Some(Ending::Abrupt) => return None,
-                Some(Ending::Orderly) if state.nothing_left() => return None,
+                Some(Ending::Orderly) if state.nothing_left() && not_before == 0 => return None,
+                // After trouble there is always something to do: to find out whether it is over.
+                _ if rested && not_before != 0 => return Some(state.take_work(now).unwrap_or_default()),
                 _ if rested => {
                     if let Some(work) = state.take_work(now) {
                         return Some(work);

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
-/// Between attempts after trouble.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Attempts to write what is left when the broker is closed. What they do not write comes again.
+const ATTEMPTS_TO_END: u32 = 2;
 
 /// What a started thread hands back.
 pub(super) struct Started {
@@ -31,6 +31,7 @@ struct Writer {
     shared: Arc<Shared>,
     health: watch::Sender<Health>,
     publish_timeout: Duration,
+    pause: Duration,
     /// A batch of which nobody knows whether it is in the file.
     uncertain: Option<Batch>,
     /// When the next attempt may be made; 0 if the last one was well.
@@ -38,14 +39,21 @@ struct Writer {
 }
 
 /// Opens the file in `dir` on a thread of its own, which serves it from then on.
-pub(super) async fn start(dir: PathBuf, limits: Limits, opener: Opener) -> Result<Started, BrokerError> {
+///
+/// After trouble it waits for `pause` before it tries again.
+pub(super) async fn start(
+    dir: PathBuf,
+    limits: Limits,
+    opener: Opener,
+    pause: Duration,
+) -> Result<Started, BrokerError> {
     let path = dir.join("broker.redb");
     let failed =
         |path: &Path, reason: String| BrokerError::Store { path: path.display().to_string(), reason };
     let (sender, started) = oneshot::channel();
     let thread = std::thread::Builder::new().name("broker-store".to_owned());
     let own = path.clone();
-    let spawned = thread.spawn(move || match open(&dir, own, limits, opener) {
+    let spawned = thread.spawn(move || match open(&dir, own, limits, opener, pause) {
         Ok((writer, started)) => {
             // Whoever asked may have lost interest; then it ends as if closed.
             if sender.send(Ok(started)).is_err() {
@@ -68,7 +76,13 @@ pub(super) async fn start(dir: PathBuf, limits: Limits, opener: Opener) -> Resul
     }
 }
 
-fn open(dir: &Path, path: PathBuf, limits: Limits, opener: Opener) -> Result<(Writer, Started), String> {
+fn open(
+    dir: &Path,
+    path: PathBuf,
+    limits: Limits,
+    opener: Opener,
+    pause: Duration,
+) -> Result<(Writer, Started), String> {
     std::fs::create_dir_all(dir).map_err(|error| format!("its folder cannot be made: {error}"))?;
     let clock = Clock::start();
     let publish_timeout = limits.publish_timeout;
@@ -78,23 +92,24 @@ fn open(dir: &Path, path: PathBuf, limits: Limits, opener: Opener) -> Result<(Wr
     let shared = Shared::new(queues, clock);
     let (health, seen) = watch::channel(Health::Connected);
     let started = Started { shared: shared.clone(), health: seen };
-    Ok((Writer { store, shared, health, publish_timeout, uncertain: None, not_before: 0 }, started))
+    Ok((Writer { store, shared, health, publish_timeout, pause, uncertain: None, not_before: 0 }, started))
 }
 
 impl Writer {
     fn run(mut self) {
         let _ends = EndsWith(self.shared.clone());
+        let mut attempts_to_end = 0;
         while let Some(work) = self.shared.next_work(self.not_before) {
+            // Looked at before, so that whoever closes is given whole attempts.
+            attempts_to_end += u32::from(self.shared.lock().ending.is_some());
             let started = Instant::now();
-            if let Err(health) = self.round(work) {
-                self.pause(health, started.elapsed());
-                if self.shared.lock().ending.is_some() {
-                    break;
-                }
-            } else if self.not_before != 0 {
-                self.not_before = 0;
-                self.health.send_replace(Health::Connected);
-                tracing::info!("store can be written again");
+            match self.round(work) {
+                Err(health) => self.pause(health, started.elapsed()),
+                Ok(()) if self.not_before != 0 => self.all_is_well(),
+                Ok(()) => {}
+            }
+            if attempts_to_end >= ATTEMPTS_TO_END && self.not_before != 0 {
+                break;
             }
         }
         self.health.send_replace(Health::Disconnected(BrokerError::Closed.to_string()));
@@ -103,7 +118,7 @@ impl Writer {
 
     /// Does some work; on failure, how the store is now.
     fn round(&mut self, mut work: Work) -> Result<(), Health> {
-        if let Err(health) = self.recover() {
+        if let Err(health) = self.recover(&mut work) {
             self.shared.put_back(work);
             return Err(health);
         }
@@ -121,24 +136,25 @@ impl Writer {
         self.commit(batch)
     }
 
-    /// Opens the file again if it failed, which tells what became of the batch that failed with it.
-    fn recover(&mut self) -> Result<(), Health> {
-        let Some(batch) = self.uncertain.take() else { return Ok(()) };
+    /// Opens the file again if it failed, which tells what became of the batch that failed with it. What must be tried
+    /// again comes before everything else.
+    fn recover(&mut self, work: &mut Work) -> Result<(), Health> {
+        let Some(mut batch) = self.uncertain.take() else { return Ok(()) };
         match self.store.reopen() {
-            Ok(true) => {
-                self.shared.written(batch);
-                Ok(())
-            }
+            Ok(true) => self.shared.written(batch),
             Ok(false) => {
-                let unknown = Health::Disconnected("the store failed while it wrote".to_owned());
-                self.not_written(batch, &unknown);
-                Ok(())
+                self.refuse(std::mem::take(&mut batch.arrivals), &self.health.borrow().clone());
+                batch.writes.append(&mut work.batch.writes);
+                batch.declared.append(&mut work.batch.declared);
+                batch.arrivals = std::mem::take(&mut work.batch.arrivals);
+                work.batch = batch;
             }
             Err(reason) => {
                 self.uncertain = Some(batch);
-                Err(Health::Disconnected(reason))
+                return Err(Health::Disconnected(reason));
             }
         }
+        Ok(())
     }
 
     fn load(&mut self, work: &mut Work) -> Result<(), Health> {
@@ -172,7 +188,8 @@ impl Writer {
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), Health> {
-        if batch.is_empty() {
+        // After trouble an empty batch is written too, to see whether it is over.
+        if batch.is_empty() && self.not_before == 0 {
             return Ok(());
         }
         let started = Instant::now();
@@ -206,6 +223,12 @@ impl Writer {
         self.shared.refused(arrivals, &PublishError::Unavailable(reason(why).to_owned()));
     }
 
+    fn all_is_well(&mut self) {
+        self.not_before = 0;
+        self.health.send_replace(Health::Connected);
+        tracing::info!("store can be written again");
+    }
+
     /// After trouble: nothing is tried for a while, and whoever has waited too long is told.
     fn pause(&mut self, health: Health, attempt: Duration) {
         if *self.health.borrow() == Health::Connected {
@@ -213,7 +236,7 @@ impl Writer {
         }
         let now = self.shared.clock.now();
         // A large file takes long to open again; that must not be all that happens.
-        self.not_before = now + millis(PAUSE.max(attempt * 5));
+        self.not_before = now + millis(self.pause.max(attempt * 5));
         let overdue = now.saturating_sub(millis(self.publish_timeout));
         self.refuse(self.shared.overdue(overdue), &health);
         for arrival in self.uncertain.iter_mut().flat_map(|batch| &mut batch.arrivals) {

@@ -49,6 +49,9 @@ impl Queues {
     pub(in super::super) fn moved(&mut self, id: u64) {
         let Some(Moving { from, to, size }) = self.moving.remove(&id) else { return };
         self.release(from, size);
+        if let Some(resting) = self.queues.get_mut(&from) {
+            resting.leaving -= 1;
+        }
         if let Some(resting) = self.queues.get_mut(&to) {
             resting.ready.push(id, size, None, 0);
             wake(&mut self.wakes, &resting.changed, 1);
@@ -79,6 +82,9 @@ impl Queues {
     fn start_move(&mut self, from: u32, to: u32, id: u64, size: u32, death: Option<Death>) -> bool {
         if !self.reserve(to, size) {
             return false;
+        }
+        if let Some(resting) = self.queues.get_mut(&from) {
+            resting.leaving += 1;
         }
         let new = self.new_id();
         self.moving.insert(new, Moving { from, to, size });
