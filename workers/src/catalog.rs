@@ -31,6 +31,7 @@ pub const RESERVED_PREFIX: &str = "diagnose.";
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     entries: BTreeMap<ModelName, Entry>,
+    diagnostics: bool,
 }
 
 /// One model: what it promises, and its bytes.
@@ -112,8 +113,21 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Adds every model in `folder`: one folder per model. What holds no model is passed over.
-    pub fn add_folder(&mut self, folder: &Path) -> Result<(), CatalogError> {
+    /// And the diagnostic models: `diagnose.echo`, `diagnose.sleep` (parameter `ms`), `diagnose.fail` (parameter
+    /// `times`), `diagnose.hang`, `diagnose.panic` and `diagnose.abort`, which kills the worker.
+    #[must_use]
+    pub fn with_diagnostics(mut self) -> Self {
+        self.diagnostics = true;
+        self
+    }
+
+    /// Whether the diagnostic models are there.
+    pub fn diagnostics(&self) -> bool {
+        self.diagnostics
+    }
+
+    /// And every model in `folder`: one folder per model. What holds no model is passed over.
+    pub fn with_folder(mut self, folder: &Path) -> Result<Self, CatalogError> {
         let listed = std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))?;
         let mut folders = Vec::new();
         for entry in listed {
@@ -129,7 +143,8 @@ impl Catalog {
         }
         // The order of a directory is anyone's guess; the first error should be the same one every time.
         folders.sort();
-        folders.iter().try_for_each(|folder| self.insert(read_model(folder)?))
+        folders.iter().try_for_each(|folder| self.insert(read_model(folder)?))?;
+        Ok(self)
     }
 
     /// The models, by name.
@@ -147,7 +162,7 @@ impl Catalog {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are none but, perhaps, the diagnostic ones.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -1,6 +1,18 @@
-//! Workers.
+//! Workers: what takes a placed job and sees it to its end.
+//!
+//! - [`worker`]: the loop. Takes deliveries, runs them in its lane, records, replies, retries, buries, acknowledges.
+//! - [`lane`]: the port of a lane, [`lane::Executor`]; [`mod@local`] is the lane in this process. The docker and
+//!   serverless lanes will stand beside it and use the same loop.
+//! - [`catalog`], [`runtime`]: the models, and what runs them.
+//! - [`probe`]: what this machine has and uses.
+//!
+//! What this crate must not do: place jobs, keep them (the broker does), or depend on producers and dispatchers.
+
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
+
 pub mod catalog;
 pub mod lane;
 pub mod local;
+pub mod probe;
 pub mod runtime;
+pub mod worker;

@@ -18,37 +18,43 @@ mod threads;
 use crate::catalog::Catalog;
 use crate::lane::{Capacity, Executor, Ran, Task};
 use crate::runtime::diagnose::{Diagnostic, Stop};
+use crate::runtime::rten::Rten;
 use crate::runtime::{LoadError, Model, Runtime};
 use async_trait::async_trait;
 use schemas::{Failure, FailureKind, Lane, ModelName};
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use threads::Threads;
 use tokio::sync::watch;
 
+/// Most slots: each is a thread, and more than cores only makes runs slower.
+pub const SLOTS_MAX: u32 = 1024;
+
 /// Settings of the local lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Jobs it runs at once; none for one per core that this process may use.
-    pub slots: Option<NonZeroU32>,
+    /// Jobs it runs at once; by default one per core that this process may use.
+    pub slots: u32,
     /// Most threads held by runs that outlived their limit. With more, the lane takes no jobs.
     pub abandoned_max: u32,
-    /// Whether the models under `diagnose.` are there.
-    pub diagnostics: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { slots: None, abandoned_max: 4, diagnostics: false }
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self { slots: u32::try_from(cores).unwrap_or(SLOTS_MAX).min(SLOTS_MAX), abandoned_max: 8 }
     }
 }
 
 /// Why the lane could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A setting that cannot work.
+    #[error("worker.slots is {0}: use 1 to {SLOTS_MAX}")]
+    Slots(u32),
     /// A model would not load.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -64,7 +70,7 @@ pub enum StartError {
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// The lane.
-pub struct LocalLane {
+pub struct Local {
     models: Arc<Models>,
     threads: Arc<Threads>,
 }
@@ -80,10 +86,22 @@ enum Runnable {
     Diagnostic(Diagnostic),
 }
 
-impl LocalLane {
+impl Local {
     /// Loads every model of `catalog` and starts the threads. Loading is CPU work: call it before there is anything
     /// to hold up, or on a blocking thread.
-    pub fn start(catalog: &Catalog, runtime: Arc<dyn Runtime>, config: Config) -> Result<Self, StartError> {
+    pub fn start(config: Config, catalog: &Catalog) -> Result<Self, StartError> {
+        Self::start_on(Arc::new(Rten), config, catalog)
+    }
+
+    /// [`Self::start`] on another runtime than the one every worker has.
+    pub fn start_on(
+        runtime: Arc<dyn Runtime>,
+        config: Config,
+        catalog: &Catalog,
+    ) -> Result<Self, StartError> {
+        if config.slots == 0 || config.slots > SLOTS_MAX {
+            return Err(StartError::Slots(config.slots));
+        }
         let mut by_name = BTreeMap::new();
         for entry in catalog.entries() {
             let began = Instant::now();
@@ -97,24 +115,22 @@ impl LocalLane {
                 "model loaded"
             );
         }
-        if config.diagnostics {
+        if catalog.diagnostics() {
             by_name.extend(Diagnostic::all().map(|(name, this)| (name, Runnable::Diagnostic(this))));
         }
         if by_name.is_empty() {
             return Err(StartError::NoModels);
         }
-        let cores =
-            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
-        let slots = config.slots.map_or(cores, NonZeroU32::get);
         let models = Arc::new(Models { by_name, stop: Stop::default() });
         let work = Arc::clone(&models);
-        let threads = Threads::start(slots, config.abandoned_max, runtime, move |task| work.run(task))?;
+        let threads =
+            Threads::start(config.slots, config.abandoned_max, runtime, move |task| work.run(task))?;
         Ok(Self { models, threads })
     }
 }
 
 #[async_trait]
-impl Executor for LocalLane {
+impl Executor for Local {
     fn lane(&self) -> Lane {
         Lane::Local
     }
@@ -140,7 +156,7 @@ impl Executor for LocalLane {
     }
 }
 
-impl Drop for LocalLane {
+impl Drop for Local {
     fn drop(&mut self) {
         self.models.stop.stop();
         // The threads hold each other's table: without this they would wait for tasks for ever.

@@ -28,9 +28,7 @@ fn write(models: &Path, folder: &str, toml: &str) {
 }
 
 fn load(models: &Path) -> Result<Catalog, String> {
-    let mut catalog = Catalog::new();
-    catalog.add_folder(models).map_err(|error| error.to_string())?;
-    Ok(catalog)
+    Catalog::new().with_folder(models).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -98,8 +96,8 @@ fn a_link_out_of_the_folder_is_refused() {
 fn a_name_is_one_models_only() {
     let models = tempfile::tempdir().unwrap();
     write(models.path(), "digits", TOML);
-    let mut catalog = Catalog::builtin(&[(TOML, b"onnx")]).unwrap();
-    let error = catalog.add_folder(models.path()).unwrap_err().to_string();
+    let catalog = Catalog::builtin(&[(TOML, b"onnx")]).unwrap();
+    let error = catalog.with_folder(models.path()).unwrap_err().to_string();
     assert!(error.contains("digits") && error.contains("built-in"), "{error}");
 }
 

@@ -1,5 +1,4 @@
 use super::*;
-use crate::runtime::rten::Rten;
 use schemas::body::Parameter;
 use schemas::{JobId, Payload, Tensor};
 
@@ -8,10 +7,9 @@ const ONNX: &[u8] = include_bytes!("../../../models/digits/model.onnx");
 /// No test waits longer for what must happen.
 const BOUND: Duration = Duration::from_secs(20);
 
-fn lane(slots: u32, abandoned_max: u32) -> LocalLane {
-    let catalog = Catalog::builtin(&[(TOML, ONNX)]).unwrap();
-    let config = Config { slots: NonZeroU32::new(slots), abandoned_max, diagnostics: true };
-    LocalLane::start(&catalog, Arc::new(Rten), config).unwrap()
+fn lane(slots: u32, abandoned_max: u32) -> Local {
+    let catalog = Catalog::builtin(&[(TOML, ONNX)]).unwrap().with_diagnostics();
+    Local::start(Config { slots, abandoned_max }, &catalog).unwrap()
 }
 
 fn task(model: &str, parameters: &[(&str, i64)], limit: Duration) -> Task {
@@ -27,7 +25,7 @@ fn task(model: &str, parameters: &[(&str, i64)], limit: Duration) -> Task {
     }
 }
 
-async fn reaches(lane: &LocalLane, slots: u32, abandoned: u32) {
+async fn reaches(lane: &Local, slots: u32, abandoned: u32) {
     let wanted = Capacity { slots, abandoned };
     let mut capacity = lane.capacity();
     let reached = tokio::time::timeout(BOUND, capacity.wait_for(|capacity| *capacity == wanted)).await;
@@ -126,7 +124,9 @@ async fn a_stopped_lane_ends_its_threads_and_takes_nothing() {
 }
 
 #[test]
-fn a_lane_without_models_does_not_start() {
-    let error = LocalLane::start(&Catalog::new(), Arc::new(Rten), Config::default()).map(|_| ()).unwrap_err();
-    assert!(error.to_string().contains("--models"), "{error}");
+fn a_lane_that_cannot_work_does_not_start() {
+    let start = |config, catalog| Local::start(config, &catalog).map(|_| ()).unwrap_err().to_string();
+    assert!(start(Config::default(), Catalog::new()).contains("--models"));
+    let none = Config { slots: 0, ..Config::default() };
+    assert!(start(none, Catalog::new().with_diagnostics()).contains("worker.slots is 0"));
 }

@@ -1,0 +1,161 @@
+//! One attempt: from a header to an output or a failure. Decoding and blobs happen here, so that lanes see tensors
+//! and bytes only.
+
+use super::ending::Output;
+use super::offload::offload;
+use super::services::{Job, Services};
+use crate::lane::Task;
+use schemas::body::InvalidBody;
+use schemas::limits::{PARAMETERS_MAX, PAYLOAD_BYTES_MAX};
+use schemas::payload::InvalidPayload;
+use schemas::wire::DecodeError;
+use schemas::{BlobRef, Failure, FailureKind, JobBody, JobHeader, Payload, UnixMillis};
+use state::Start;
+use state::blobs::BlobError;
+use std::time::{Duration, SystemTime};
+use tokio::time::timeout;
+
+/// A note of a start outlives its job's deadline by this much, for clocks that differ.
+const NOTE_SLACK: Duration = Duration::from_secs(60);
+
+pub(crate) async fn run(services: &Services, job: &Job) -> Result<Output, Failure> {
+    let header = &job.header;
+    if !services.models.contains(&header.model) {
+        return Err(unknown_model(services, header).await);
+    }
+    if job.suspect {
+        note(services, header).await?;
+    }
+    let body = job.message.body.clone();
+    let body = offload(body.len() as u64, move || JobBody::decode(&body)).await.map_err(refused)?;
+    if body.parameters.len() > PARAMETERS_MAX {
+        let message = format!("job has {} parameters: at most {PARAMETERS_MAX}", body.parameters.len());
+        return Err(Failure::new(FailureKind::TooLarge, message));
+    }
+    let input = match body.input {
+        Payload::Blob(blob) => fetch(services, header, &blob).await?,
+        input => input,
+    };
+    let longest = services.config.run_timeout;
+    let task = Task {
+        id: header.id,
+        model: header.model.clone(),
+        attempt: header.attempt,
+        input,
+        outputs: body.outputs,
+        parameters: body.parameters,
+        limit: header.run_timeout.map_or(longest, |asked| asked.min(longest)),
+    };
+    let ran = services.executor.run(task).await?;
+    Ok(Output { payload: store(services, ran.output).await?, run_time: ran.run_time })
+}
+
+/// Whether it is this worker or every worker that does not have the model.
+async fn unknown_model(services: &Services, header: &JobHeader) -> Failure {
+    let model = &header.model;
+    let others = timeout(services.config.state_timeout, services.state.workers()).await;
+    let elsewhere = matches!(others, Ok(Ok(workers)) if workers.iter().any(|w| w.models.contains(model)));
+    if elsewhere {
+        // Not the job's fault, and no attempt was made: whoever takes it next may have the model.
+        let message = format!("worker {} has no model {model}, but others have", services.config.name);
+        return Failure::new(FailureKind::Busy, message);
+    }
+    Failure::new(FailureKind::UnknownModel, format!("no worker has model {model}"))
+}
+
+/// Notes that a suspect is about to run. One that was noted before, for this attempt, took its worker with it.
+async fn note(services: &Services, header: &JobHeader) -> Result<(), Failure> {
+    let keep = header.deadline.since(UnixMillis::from(SystemTime::now())) + NOTE_SLACK;
+    let start = Start { id: header.id, attempt: header.attempt };
+    let error = match timeout(services.config.state_timeout, services.state.note_starts(&[start], keep)).await
+    {
+        Ok(Ok(noted)) => match noted.first() {
+            Some(0) | None => return Ok(()),
+            Some(before) => {
+                let message = format!("worker died or was lost while it ran this job alone ({before} times)");
+                return Err(Failure::new(FailureKind::WorkerLost, message));
+            }
+        },
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "state did not answer in time".to_owned(),
+    };
+    metrics::counter!("straightline_starts_unnoted_total").increment(1);
+    tracing::warn!(job.id = %header.id, %error, "failed to note the start of a suspect job; it runs unnoted");
+    Ok(())
+}
+
+fn refused(error: InvalidBody) -> Failure {
+    let kind = match &error {
+        InvalidBody::Decode(DecodeError::Version { .. }) => FailureKind::UnsupportedVersion,
+        InvalidBody::Decode(DecodeError::Malformed(_)) => FailureKind::Undecodable,
+        InvalidBody::Payload(InvalidPayload::Duplicate(_)) => FailureKind::InvalidInput,
+        InvalidBody::Payload(_) => FailureKind::TooLarge,
+    };
+    Failure::new(kind, error)
+}
+
+/// The input behind a claim check. Its true size must be what the header said: that is what it was placed by.
+async fn fetch(services: &Services, header: &JobHeader, blob: &BlobRef) -> Result<Payload, Failure> {
+    if blob.size > PAYLOAD_BYTES_MAX as u64 {
+        let message = format!("input has {} bytes: at most {PAYLOAD_BYTES_MAX}", blob.size);
+        return Err(Failure::new(FailureKind::TooLarge, message));
+    }
+    if blob.size > header.size {
+        let message = format!(
+            "header says {} bytes, the input blob has {}: send its true size",
+            header.size, blob.size
+        );
+        return Err(Failure::new(FailureKind::InvalidInput, message));
+    }
+    let Some(blobs) = &services.blobs else {
+        let message = "input is in a blob store and this worker has none: configure storage.blobs";
+        return Err(Failure::new(FailureKind::BlobUnavailable, message));
+    };
+    let patience = services.config.blob_timeout;
+    match timeout(patience, blobs.get(blob)).await {
+        Ok(got) => got.map_err(|error| Failure::new(fault_of(&error), format!("input: {error}"))),
+        Err(_) => Err(late("input", patience)),
+    }
+}
+
+/// The output as it goes into the result: inline, or behind a claim check if it is large.
+async fn store(services: &Services, output: Payload) -> Result<Payload, Failure> {
+    let (bytes, limit) = (output.data_bytes(), services.config.inline_bytes_max);
+    if bytes <= limit as u64 {
+        return Ok(output);
+    }
+    let Some(blobs) = &services.blobs else {
+        let message = format!(
+            "output has {bytes} bytes: at most {limit} without a blob store; configure storage.blobs"
+        );
+        return Err(Failure::new(FailureKind::TooLarge, message));
+    };
+    let patience = services.config.blob_timeout;
+    match timeout(patience, blobs.put(&output)).await {
+        Ok(put) => put.map(Payload::Blob).map_err(|error| {
+            let kind = match fault_of(&error) {
+                // What a model gives is no client's fault.
+                FailureKind::InvalidInput => FailureKind::ModelError,
+                kind => kind,
+            };
+            Failure::new(kind, format!("output: {error}"))
+        }),
+        Err(_) => Err(late("output", patience)),
+    }
+}
+
+fn fault_of(error: &BlobError) -> FailureKind {
+    match error {
+        BlobError::TooLarge { .. } => FailureKind::TooLarge,
+        BlobError::InvalidId { .. } | BlobError::Corrupt { .. } | BlobError::Invalid(_) => {
+            FailureKind::InvalidInput
+        }
+        // Another worker may see another store.
+        BlobError::NotFound { .. } | BlobError::Unusable { .. } => FailureKind::BlobUnavailable,
+    }
+}
+
+fn late(what: &str, patience: Duration) -> Failure {
+    let message = format!("{what}: blob store did not answer within {} ms", patience.as_millis());
+    Failure::new(FailureKind::BlobUnavailable, message)
+}

@@ -1,0 +1,113 @@
+//! Writing records in batches: whatever has arrived while the batch before was written goes in one round trip.
+//!
+//! A record that cannot be written is missed, counted and said so; its job goes on. What this must not do: decide what
+//! a record says.
+
+use bytes::Bytes;
+use schemas::JobId;
+use state::{Finish, Record, State};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+/// Most records in a batch.
+const BATCH_RECORDS_MAX: usize = 128;
+/// Bytes after which a batch is full.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// What is recorded for a job now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    /// Our record.
+    Ours(Bytes),
+    /// Another came first.
+    Earlier(Bytes),
+    /// Nothing that we know of: state is away.
+    Missed(Bytes),
+}
+
+impl Recorded {
+    /// The result to reply with.
+    pub(crate) fn result(&self) -> &Bytes {
+        match self {
+            Self::Ours(result) | Self::Earlier(result) | Self::Missed(result) => result,
+        }
+    }
+}
+
+struct Order {
+    record: Record,
+    answer: oneshot::Sender<Recorded>,
+}
+
+/// Hands records to the task that writes them. The task ends when the last of these is gone.
+#[derive(Clone)]
+pub(crate) struct Recorder {
+    orders: mpsc::Sender<Order>,
+    keep: Duration,
+}
+
+impl Recorder {
+    pub(crate) fn start(state: Arc<dyn State>, keep: Duration, patience: Duration) -> Self {
+        let (orders, received) = mpsc::channel(BATCH_RECORDS_MAX);
+        tokio::spawn(write(state, patience, received));
+        Self { orders, keep }
+    }
+
+    /// Records `result` unless the job has a record already.
+    pub(crate) async fn record(&self, id: JobId, result: Bytes) -> Recorded {
+        let (answer, answered) = oneshot::channel();
+        let record = Record { id, result: result.clone(), keep: self.keep };
+        // The writing task outlives every recorder unless it panicked: then nothing is recorded, which is said.
+        let sent = self.orders.send(Order { record, answer }).await.is_ok();
+        match answered.await {
+            Ok(recorded) if sent => recorded,
+            _ => {
+                missed(1);
+                Recorded::Missed(result)
+            }
+        }
+    }
+}
+
+async fn write(state: Arc<dyn State>, patience: Duration, mut orders: mpsc::Receiver<Order>) {
+    let mut reachable = true;
+    while let Some(first) = orders.recv().await {
+        let mut bytes = first.record.result.len();
+        let mut batch = vec![first];
+        while batch.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
+            let Ok(order) = orders.try_recv() else { break };
+            bytes += order.record.result.len();
+            batch.push(order);
+        }
+        let (records, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|o| (o.record, o.answer)).unzip();
+        let found = match timeout(patience, state.finish(&records)).await {
+            Ok(Ok(found)) if found.len() == records.len() => Ok(found),
+            Ok(Ok(found)) => Err(format!("state answered for {} of {} records", found.len(), records.len())),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("state did not answer within {} ms", patience.as_millis())),
+        };
+        if let Err(error) = &found {
+            missed(records.len());
+            tracing::warn!(%error, records = records.len(), "failed to record results; they go out unrecorded");
+        } else if !reachable {
+            tracing::info!("results are recorded again");
+        }
+        reachable = found.is_ok();
+        let mut found = found.unwrap_or_default().into_iter();
+        for (record, answer) in records.into_iter().zip(answers) {
+            let recorded = match found.next() {
+                Some(Finish::Won) => Recorded::Ours(record.result),
+                Some(Finish::Lost(earlier)) => Recorded::Earlier(earlier),
+                None => Recorded::Missed(record.result),
+            };
+            // Nobody waits when the worker was halted meanwhile.
+            let _ = answer.send(recorded);
+        }
+    }
+}
+
+fn missed(records: usize) {
+    metrics::counter!("straightline_records_missed_total").increment(records as u64);
+}

@@ -1,0 +1,124 @@
+//! The heartbeat: what the worker says of itself, on change (coalesced) and at a steady beat.
+
+use crate::probe::Probe;
+use schemas::heartbeat::{Resources, WorkerReport};
+use schemas::wire::WIRE_VERSION;
+use schemas::{Lane, ModelName, UnixMillis};
+use state::State;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+
+/// Changes within this time go out together.
+const COALESCE: Duration = Duration::from_millis(20);
+
+/// What changes from report to report.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Load {
+    pub(crate) slots: u32,
+    pub(crate) running: u32,
+    pub(crate) prefetched: u32,
+    pub(crate) completed_per_s: f64,
+    pub(crate) draining: bool,
+    pub(crate) abandoned: u32,
+}
+
+/// Sends reports until the load's sender is gone, then says that the worker has left.
+pub(crate) struct Reporter {
+    pub(crate) state: Arc<dyn State>,
+    pub(crate) load: watch::Receiver<Load>,
+    pub(crate) about: About,
+    pub(crate) probe: Probe,
+    /// Time between reports when nothing changes, and how long a report counts.
+    pub(crate) beat: Duration,
+    pub(crate) keep: Duration,
+}
+
+/// What never changes.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    pub(crate) worker: String,
+    pub(crate) lane: Lane,
+    pub(crate) queue: String,
+    pub(crate) models: Vec<ModelName>,
+    pub(crate) started: UnixMillis,
+    pub(crate) build: String,
+}
+
+impl About {
+    fn report(&self, load: Load, resources: Resources) -> WorkerReport {
+        WorkerReport {
+            version: WIRE_VERSION,
+            worker: self.worker.clone(),
+            lane: self.lane,
+            queue: self.queue.clone(),
+            slots: load.slots,
+            running: load.running,
+            prefetched: load.prefetched,
+            completed_per_s: load.completed_per_s,
+            models: self.models.clone(),
+            draining: load.draining,
+            abandoned: load.abandoned,
+            resources,
+            started: self.started,
+            build: self.build.clone(),
+        }
+    }
+}
+
+impl Reporter {
+    pub(crate) async fn run(mut self) {
+        let mut beat = tokio::time::interval(self.beat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut resources = Resources::default();
+        let mut reachable = true;
+        loop {
+            tokio::select! {
+                _ = beat.tick() => (self.probe, resources) = sample(self.probe).await,
+                changed = self.load.changed() => if changed.is_err() { break },
+            }
+            let sent = Instant::now();
+            let load = *self.load.borrow_and_update();
+            let report = self.about.report(load, resources.clone());
+            let answer = timeout(self.beat, self.state.report_worker(&report, self.keep)).await;
+            let error = match answer {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("state did not answer within {} ms", self.beat.as_millis())),
+            };
+            match error {
+                Some(error) => {
+                    metrics::counter!("straightline_reports_missed_total").increment(1);
+                    if reachable {
+                        tracing::warn!(%error, "failed to report; dispatchers will not see this worker");
+                    }
+                    reachable = false;
+                }
+                None if !reachable => {
+                    tracing::info!("reporting again");
+                    reachable = true;
+                }
+                None => {}
+            }
+            tokio::time::sleep_until(sent + COALESCE).await;
+        }
+        let forgotten = timeout(self.beat, self.state.forget_worker(&self.about.worker)).await;
+        if !matches!(forgotten, Ok(Ok(()))) {
+            tracing::debug!("failed to say that this worker has left; its last report will run out");
+        }
+    }
+}
+
+/// Probing reads files and may wait for a disk: not on the runtime.
+async fn sample(mut probe: Probe) -> (Probe, Resources) {
+    let fresh = probe.fresh();
+    let sampled = tokio::task::spawn_blocking(move || {
+        let resources = probe.sample();
+        (probe, resources)
+    });
+    sampled.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a probe failed; resources are unknown");
+        (fresh, Resources::default())
+    })
+}

@@ -1,0 +1,230 @@
+//! The way out of a worker: record, reply, retry, bury. Each ends with what to do with the delivery, which is
+//! acknowledged only when everything that must outlive it is confirmed.
+
+use super::ending::{Dead, Ending};
+use super::measure;
+use super::offload::offload;
+use super::recorder::Recorded;
+use super::services::{Job, Services};
+use broker::{Message, Properties, PublishError, Queue, Route, Settlement};
+use bytes::Bytes;
+use schemas::dead::DeadEntry;
+use schemas::wire::{CONTENT_TYPE, WIRE_VERSION};
+use schemas::{Class, ClientName, Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a delivery whose end could not be published is kept before it goes back.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Brings `job` to its `ending`. One that is said to be cancelled is not tried again if its record says so too.
+pub(crate) async fn settle(services: &Services, job: &Job, ending: Ending, cancelled: bool) -> Settlement {
+    let ending = match ending {
+        Ending::Retried { .. } if cancelled => {
+            services.recorded(job.header.id).await.map_or(ending, Ending::Recorded)
+        }
+        ending => ending,
+    };
+    let settled = match ending {
+        Ending::Recorded(record) => answer(services, job, record).await,
+        Ending::Ended(result) => end(services, &job.header, *result).await.map(drop),
+        Ending::Dead(dead) => die(services, job, *dead).await,
+        Ending::Retried { header, delay } => {
+            let route = Route::Retry(delay, header.class);
+            services.publish(route, onward(&job.message, &header, Properties::default())).await
+        }
+    };
+    match settled {
+        Ok(()) => Settlement::Ack,
+        Err(error) => unpublished(services, job.header.id, &error).await,
+    }
+}
+
+/// What was to follow could not be published: the job goes back to its queue, which hands it out again at once, so
+/// not without a pause.
+async fn unpublished(services: &Services, id: JobId, error: &PublishError) -> Settlement {
+    tracing::warn!(job.id = %id, %error, "failed to pass a job on; it goes back to its queue");
+    measure::given_back(services.lane, "unpublished", 1);
+    if *error != PublishError::Closed {
+        tokio::time::sleep(PAUSE).await;
+    }
+    Settlement::GiveBack
+}
+
+/// Replies with an earlier record. Where that says failed, whoever wrote it may have died before the job was buried;
+/// burying twice is harmless.
+async fn answer(services: &Services, job: &Job, record: Bytes) -> Result<(), PublishError> {
+    reply(services, job.header.reply_to.clone(), job.header.id, record.clone()).await?;
+    if !job.redelivered {
+        return Ok(());
+    }
+    let bytes = record.len() as u64;
+    match offload(bytes, move || JobResult::decode(&record)).await {
+        Ok(result) if result.status == Status::Failed => {
+            let Some(failure) = result.error else { return Ok(()) };
+            let mut header = job.header.clone();
+            header.history = result.history;
+            let entry = DeadEntry {
+                version: WIRE_VERSION,
+                id: header.id,
+                died: result.finished,
+                failure,
+                attempts: result.attempts,
+                history: header.history.clone(),
+                model: Some(header.model.clone()),
+                client: Some(header.client.clone()),
+                class: header.class,
+                size: header.size,
+                queue: services.queue.clone(),
+            };
+            bury(services, entry, &job.message, Some(header)).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Records a result and replies with what is recorded, which may be an earlier one; says what that is.
+async fn end(services: &Services, header: &JobHeader, result: JobResult) -> Result<Recorded, PublishError> {
+    let status = result.status;
+    let bytes = result.output.as_ref().map_or(0, schemas::Payload::data_bytes);
+    let encoded = offload(bytes, move || result.encode()).await;
+    let recorded = services.recorder.record(header.id, encoded).await;
+    if !matches!(recorded, Recorded::Earlier(_)) {
+        measure::finished(services.lane, services.label(&header.model), status);
+    }
+    reply(services, header.reply_to.clone(), header.id, recorded.result().clone()).await?;
+    Ok(recorded)
+}
+
+/// Ends a job that has failed for good, and lays it to rest unless its record says that it did not fail.
+async fn die(services: &Services, job: &Job, dead: Dead) -> Result<(), PublishError> {
+    let Dead { result, header, entry } = dead;
+    let failed = match end(services, &job.header, result).await? {
+        Recorded::Ours(_) | Recorded::Missed(_) => true,
+        Recorded::Earlier(record) => {
+            let bytes = record.len() as u64;
+            let earlier = offload(bytes, move || JobResult::decode(&record)).await;
+            earlier.is_ok_and(|result| result.status == Status::Failed)
+        }
+    };
+    if failed { bury(services, entry, &job.message, Some(header)).await } else { Ok(()) }
+}
+
+/// Ends a message that is no job: a word to whoever sent it, if that can be told, and a place in `dead`. No record is
+/// written: the id it carries, if any, is only a claim.
+pub(crate) async fn settle_unreadable(
+    services: &Services,
+    message: &Message,
+    failure: Failure,
+    now: UnixMillis,
+) -> Settlement {
+    tracing::warn!(error = %failure, queue = %services.queue, "a message is no job; it goes to dead");
+    let properties = &message.properties;
+    let id: JobId =
+        properties.correlation_id.as_deref().and_then(|id| id.parse().ok()).unwrap_or_else(JobId::new);
+    let client = properties.user_id.as_deref().and_then(|login| ClientName::new(login).ok());
+    let reply_to = properties.reply_to.as_deref().and_then(|queue| ReplyQueue::new(queue).ok());
+    let reply_to = reply_to.filter(|queue| client.as_ref().is_none_or(|client| queue.belongs_to(client)));
+    let entry = DeadEntry {
+        version: WIRE_VERSION,
+        id,
+        died: now,
+        failure: failure.clone(),
+        attempts: 0,
+        history: Vec::new(),
+        model: None,
+        client: client.clone(),
+        class: Class::default(),
+        size: message.body.len() as u64,
+        queue: services.queue.clone(),
+    };
+    let result = JobResult {
+        version: WIRE_VERSION,
+        id,
+        status: Status::Failed,
+        client,
+        model: None,
+        output: None,
+        error: Some(failure),
+        attempts: 0,
+        lane: Some(services.lane),
+        reason: None,
+        worker: Some(services.config.name.clone()),
+        submitted: now,
+        finished: now,
+        run_us: None,
+        history: Vec::new(),
+        origin: None,
+    };
+    let told = async {
+        reply(services, reply_to, id, result.encode()).await?;
+        bury(services, entry, message, None).await
+    };
+    match told.await {
+        Ok(()) => {
+            measure::finished(services.lane, "other", Status::Failed);
+            Settlement::Ack
+        }
+        Err(error) => unpublished(services, id, &error).await,
+    }
+}
+
+/// Sends a result. A reply queue that is gone or full is its client's loss: the record holds the result, and the job
+/// is never run again for it.
+async fn reply(
+    services: &Services,
+    to: Option<ReplyQueue>,
+    id: JobId,
+    result: Bytes,
+) -> Result<(), PublishError> {
+    let Some(to) = to else { return Ok(()) };
+    let properties = Properties {
+        content_type: Some(CONTENT_TYPE.to_owned()),
+        correlation_id: Some(id.to_string()),
+        ..Properties::default()
+    };
+    let message = Message { properties, body: result, ..Message::default() };
+    let reason = match services.publish(Route::To(Queue::Reply(to)), message).await {
+        Ok(()) => return Ok(()),
+        Err(PublishError::Unroutable { .. }) => "gone",
+        Err(PublishError::Full { .. }) => "full",
+        Err(PublishError::TooLarge { .. }) => "too_large",
+        Err(PublishError::Invalid(_)) => "invalid",
+        Err(error) => return Err(error),
+    };
+    tracing::debug!(job.id = %id, reason, "a reply had no queue to go to; its record holds the result");
+    measure::reply_dropped(reason);
+    Ok(())
+}
+
+/// Lays a message to rest in `dead`, then into the index. An unreadable one keeps the header it has.
+async fn bury(
+    services: &Services,
+    entry: DeadEntry,
+    message: &Message,
+    header: Option<JobHeader>,
+) -> Result<(), PublishError> {
+    let properties = Properties { correlation_id: Some(entry.id.to_string()), ..Properties::default() };
+    let resting = match &header {
+        Some(header) => onward(message, header, properties),
+        None => Message { properties, ..message.clone() },
+    };
+    services.publish(Route::To(Queue::Dead), resting).await?;
+    let id = entry.id;
+    let indexed = timeout(services.config.state_timeout, services.state.bury(&[entry])).await;
+    if !matches!(indexed, Ok(Ok(()))) {
+        metrics::counter!("straightline_dead_unindexed_total").increment(1);
+        tracing::warn!(job.id = %id, "failed to index a dead job; it rests in `dead`");
+    }
+    Ok(())
+}
+
+/// The message with another header: the same body, and the headers that are not ours.
+fn onward(message: &Message, header: &JobHeader, properties: Properties) -> Message {
+    Message {
+        packed: Some(header.encode()),
+        headers: message.headers.clone(),
+        properties,
+        body: message.body.clone(),
+    }
+}
