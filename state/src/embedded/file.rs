@@ -43,7 +43,7 @@ impl StoreFile {
     pub(super) fn open(&self) -> Result<(), StateError> {
         let opened = self.try_open();
         let result = opened.as_ref().map(drop).map_err(|reason| self.error(reason));
-        *self.database.write().expect(LOCK) = opened.map_or_else(Held::Failed, Held::Open);
+        self.hold(opened.map_or_else(Held::Failed, Held::Open));
         result
     }
 
@@ -84,7 +84,7 @@ impl StoreFile {
         };
         done.map_err(|error| {
             let reason = told(&error);
-            *self.database.write().expect(LOCK) = Held::Failed(reason.clone());
+            self.fail(&reason);
             self.error(&reason)
         })
     }
@@ -114,12 +114,18 @@ impl StoreFile {
 
     /// Lets go of it for good.
     pub(super) fn close(&self) {
-        *self.database.write().expect(LOCK) = Held::Closed;
+        self.hold(Held::Closed);
     }
 
     /// Lets go of it until it is opened again.
     pub(super) fn fail(&self, reason: &str) {
-        *self.database.write().expect(LOCK) = Held::Failed(reason.to_owned());
+        self.hold(Held::Failed(reason.to_owned()));
+    }
+
+    /// What was held goes once the lock is free again: letting go of a damaged file may panic.
+    fn hold(&self, held: Held) {
+        let before = std::mem::replace(&mut *self.database.write().expect(LOCK), held);
+        drop(before);
     }
 
     /// Whether it must be opened again before it can be used.
@@ -150,7 +156,7 @@ impl StoreFile {
     }
 }
 
-/// Nothing panics while it writes to the lock, and readers that panic do not poison it.
+/// Nothing but a swap happens under the lock for writing, and readers that panic do not poison it.
 const LOCK: &str = "the lock is never poisoned";
 
 /// What to do about a file that holds what no version of this build wrote.
