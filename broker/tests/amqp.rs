@@ -4,6 +4,7 @@
 //! STRAIGHTLINE_TEST_AMQP=amqp://guest:guest@127.0.0.1:5672   # where it is
 //! STRAIGHTLINE_TEST_AMQP_CTL='rabbitmqctl -n rabbit@host'    # how to control it
 //! STRAIGHTLINE_TEST_AMQP_RESTART='systemctl restart …'       # how to restart it; may return before it answers
+//! STRAIGHTLINE_TEST_AMQP_CRASH='systemctl kill -s KILL …'     # the same without warning
 //! cargo test -p broker --features conformance --test amqp -- --ignored --test-threads=1
 //! ```
 //!
@@ -11,7 +12,7 @@
 #![cfg(feature = "conformance")]
 
 use async_trait::async_trait;
-use broker::amqp::fixture::{self, Rabbit, Service};
+use broker::amqp::fixture::{self, Rabbit, Service, trouble};
 use broker::conformance::{Fixture, PATIENCE};
 use broker::{Broker, Limits};
 use std::process::Command;
@@ -21,9 +22,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-
-#[path = "amqp/trouble.rs"]
-mod trouble;
 
 /// Virtual hosts made by one command: most of what it costs is its own start.
 const BATCH: usize = 64;
@@ -48,8 +46,9 @@ async fn run(command: String) -> String {
     ended.await.expect("no panic")
 }
 
-async fn ctl(arguments: &str) -> String {
-    run(format!("{} {arguments}", setting("STRAIGHTLINE_TEST_AMQP_CTL"))).await
+async fn ctl(arguments: &[&str]) -> String {
+    let quoted: Vec<String> = arguments.iter().map(|argument| format!("'{argument}'")).collect();
+    run(format!("{} {}", setting("STRAIGHTLINE_TEST_AMQP_CTL"), quoted.join(" "))).await
 }
 
 /// A virtual host that this run has not used before.
@@ -67,7 +66,7 @@ async fn vhost() -> String {
              <<\"test\">>) end, [{}]).",
             names.join(",")
         );
-        ctl(&format!("eval '{expression}'")).await;
+        ctl(&["eval", &expression]).await;
         *made += BATCH;
     }
     name(nth)
@@ -90,11 +89,6 @@ async fn answers() {
     timeout(PATIENCE, look).await.expect("the broker came back");
 }
 
-async fn restart() {
-    run(setting("STRAIGHTLINE_TEST_AMQP_RESTART")).await;
-    answers().await;
-}
-
 #[async_trait]
 impl Service for Installed {
     async fn clean(&self) -> String {
@@ -102,7 +96,17 @@ impl Service for Installed {
     }
 
     async fn restart(&self) {
-        restart().await;
+        run(setting("STRAIGHTLINE_TEST_AMQP_RESTART")).await;
+        answers().await;
+    }
+
+    async fn crash(&self) {
+        run(setting("STRAIGHTLINE_TEST_AMQP_CRASH")).await;
+        answers().await;
+    }
+
+    async fn ctl(&self, arguments: &[&str]) -> String {
+        ctl(arguments).await
     }
 }
 
@@ -137,4 +141,16 @@ impl Fixture for OnInstalled {
 mod conformance {
     use super::OnInstalled;
     broker::conformance_suite!(#[ignore = "needs a RabbitMQ: see the head of tests/amqp.rs"] OnInstalled);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ: see the head of this file"]
+async fn trouble_is_lived_through() {
+    let only = std::env::var("STRAIGHTLINE_TEST_AMQP_TROUBLE").ok();
+    for (name, property) in trouble::ALL {
+        if only.as_deref().is_none_or(|only| name.contains(only)) {
+            println!("{name}");
+            property(Arc::new(Installed)).await;
+        }
+    }
 }

@@ -458,4 +458,28 @@ mod tests {
         board.set(Role::Consuming, Health::Connected);
         assert!(!receiver.has_changed().unwrap());
     }
+
+    fn client_threads() -> usize {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("lapin-io-loop")).count()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_peer_that_accepts_and_says_nothing_is_given_up_and_leaves_no_thread_behind() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("amqp://guest:guest@{}/%2f", silent.local_addr().unwrap());
+        let config = crate::amqp::Config {
+            connect_timeout: Duration::from_millis(300),
+            ..crate::amqp::Config::new(url.into())
+        };
+        let error = crate::amqp::Amqp::open(config).await.err().unwrap();
+        assert!(error.to_string().contains("no answer within 300ms"), "{error}");
+        let gone = async {
+            while client_threads() > 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), gone).await.expect("the client library's thread ends");
+    }
 }

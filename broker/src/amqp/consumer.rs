@@ -11,7 +11,9 @@ use crate::delivery::{Delivery, Settle, Settlement};
 use crate::queue::Queue;
 use crate::{BrokerError, Consumer, Incoming};
 use async_trait::async_trait;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
@@ -81,7 +83,9 @@ pub(super) struct AmqpConsumer {
     last_stop: bool,
 }
 
-/// Subscribes to `queue`; from then on a task does, again after every loss.
+/// Subscribes to `queue`; the task does so again after every loss. It does the first time as well, so that a caller who
+/// stops waiting leaves nothing half open: the client library would cancel and close at the same time, and drop the
+/// connection over it.
 pub(super) async fn consume(
     link: Link,
     queue: &Queue,
@@ -90,11 +94,10 @@ pub(super) async fn consume(
     tasks: &Tasks,
 ) -> Result<AmqpConsumer, BrokerError> {
     let prefetch = prefetch.max(1);
-    link.up_soon().await?;
-    let session = Session::open(&link, queue, prefetch).await?;
     let (items_in, items) = mpsc::unbounded_channel();
     let (commands, commands_out) = mpsc::unbounded_channel();
     let (registered_in, registered) = watch::channel(true);
+    let (opened, is_open) = oneshot::channel();
     let task = Subscription {
         link,
         queue: queue.clone(),
@@ -104,9 +107,10 @@ pub(super) async fn consume(
         registered: registered_in,
         phases,
     };
-    tasks.spawn(task.keep(session));
+    tasks.spawn(task.start(opened));
     let last_stop = *queue == Queue::DeadIntake;
-    Ok(AmqpConsumer { items, next: None, prefetch, commands, registered, last_stop })
+    let handle = AmqpConsumer { items, next: None, prefetch, commands, registered, last_stop };
+    is_open.await.unwrap_or(Err(BrokerError::Closed)).map(|()| handle)
 }
 
 #[async_trait]
@@ -168,6 +172,17 @@ struct Subscription {
 }
 
 impl Subscription {
+    async fn start(self, opened: oneshot::Sender<Result<(), BrokerError>>) {
+        match Session::open(&self.link, &self.queue, self.prefetch).await {
+            Ok(session) => {
+                // Nobody to tell means that the handle is gone too, which the session finds out.
+                let _ = opened.send(Ok(()));
+                self.keep(session).await;
+            }
+            Err(error) => drop(opened.send(Err(error))),
+        }
+    }
+
     async fn keep(mut self, mut session: Session) {
         loop {
             let end = session.run(&mut self.prefetch, &mut self.commands, &self.items, &mut self.phases).await;
@@ -204,27 +219,32 @@ impl Subscription {
         self.link.declare_again();
         loop {
             let delay = backoff.next().unwrap_or(self.link.setup.reconnect_delay_max);
-            let prefetch = self.prefetch;
-            let attempt = async {
-                sleep(delay).await;
-                self.link.up().await?;
-                Some(Session::open(&self.link, &self.queue, prefetch).await)
-            };
+            self.wait(delay).await?;
+            match Session::open(&self.link, &self.queue, self.prefetch).await {
+                Ok(session) => return Some(session),
+                Err(error) => {
+                    tracing::debug!(broker.queue = %self.queue, %error, "failed to subscribe again");
+                    self.link.declare_again();
+                }
+            }
+        }
+    }
+
+    /// Waits for `delay` and then for the connection; `None` once there is no more reason to.
+    async fn wait(&mut self, delay: Duration) -> Option<()> {
+        let link = self.link.clone();
+        let mut ready = pin!(async {
+            sleep(delay).await;
+            link.up().await
+        });
+        loop {
             tokio::select! {
-                opened = attempt => match opened? {
-                    Ok(session) => return Some(session),
-                    Err(BrokerError::Closed) => return None,
-                    Err(error) => {
-                        tracing::debug!(broker.queue = %self.queue, %error, "failed to subscribe again");
-                        self.link.declare_again();
-                    }
-                },
-                command = self.commands.recv() => match command? {
-                    Command::SetPrefetch(prefetch, done) => {
-                        self.prefetch = prefetch;
-                        let _ = done.send(());
-                    }
-                },
+                up = &mut ready => return up.map(|_| ()),
+                command = self.commands.recv() => {
+                    let Command::SetPrefetch(prefetch, done) = command?;
+                    self.prefetch = prefetch;
+                    let _ = done.send(());
+                }
                 () = self.phases.reached(Phase::Ending) => return None,
             }
         }

@@ -1,7 +1,10 @@
-//! The conformance suite's fixture for RabbitMQ, for whoever can start one.
+//! What tests need to put this adapter to the test, for whoever can start a RabbitMQ: the conformance suite's fixture,
+//! and in [`trouble`] what only this adapter has to live through.
 //!
-//! A [`Service`] is a broker that can be asked for clean virtual hosts and be restarted. The suite's fixtures are made
-//! without arguments, so the service to use is set for the running task by [`on`].
+//! A [`Service`] is a broker that can be asked for clean virtual hosts, controlled and restarted. The suite's fixtures
+//! are made without arguments, so the service to use is set for the running task by [`on`].
+
+pub mod trouble;
 
 use super::{Amqp, Config};
 use crate::conformance::Fixture;
@@ -14,14 +17,21 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// A RabbitMQ to run the suite on.
+/// A RabbitMQ to test on.
 #[async_trait]
 pub trait Service: Send + Sync + 'static {
-    /// The URL of a virtual host that nobody used before. Its host is an address, its port is given.
+    /// The URL of a virtual host that nobody used before, for a user who may do everything there. Its host is an
+    /// address, its port is given.
     async fn clean(&self) -> String;
 
     /// Restarts the broker in an orderly way, and waits until it answers.
     async fn restart(&self);
+
+    /// Kills the broker, starts it again, and waits until it answers.
+    async fn crash(&self);
+
+    /// Runs `rabbitmqctl` with these arguments; what it printed.
+    async fn ctl(&self, arguments: &[&str]) -> String;
 }
 
 tokio::task_local! {
