@@ -22,8 +22,9 @@ const PROBE: &str = "STRAIGHTLINE_TESTS_PROBE";
 const BOUND: Duration = Duration::from_secs(120);
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    use Need::{Python, Rabbit310, Redis};
+    use Need::{Binary, Python, Rabbit310, Redis};
     let mut all = vec![
+        Scenario::new("harness/the_binary_is_the_one_built_now", &[Binary], the_binary_is_built_now),
         Scenario::new("harness/redis_keeps_its_data", &[Redis], redis_keeps_its_data),
         Scenario::new("harness/sharers_of_a_service_do_not_meet", &[Rabbit310, Redis], sharers_do_not_meet),
         Scenario::new("harness/nothing_outlives_a_killed_runner", &[Rabbit310, Redis], nothing_outlives),
@@ -45,6 +46,14 @@ pub(crate) fn probe() -> Option<Vec<Scenario>> {
         _ => return None,
     };
     Some(vec![scenario])
+}
+
+async fn the_binary_is_built_now(context: &Context) -> Result<()> {
+    let program = context.straightline("version").await?.args(["--version"]);
+    let finished = program.run(BOUND).await?.expect(0)?;
+    let version = format!("straightline {}", env!("CARGO_PKG_VERSION"));
+    ensure!(finished.stdout.trim() == version, "it calls itself {:?}", finished.stdout);
+    Ok(())
 }
 
 async fn redis_keeps_its_data(context: &Context) -> Result<()> {

@@ -21,9 +21,11 @@ use crate::stage::{Context, Stage};
 /// A scenario that says nothing else is cut off after this.
 const DEFAULT_BOUND: Duration = Duration::from_secs(180);
 
-/// Something outside the workspace that a scenario cannot do without.
+/// Something outside the scenario that it cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
+    /// The `straightline` binary, built before the scenario's time runs.
+    Binary,
     /// RabbitMQ 3.10.
     Rabbit310,
     /// RabbitMQ 4.0.
@@ -35,12 +37,10 @@ pub enum Need {
 }
 
 impl Need {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Rabbit310, Self::Rabbit40, Self::Redis, Self::Python];
-
     /// What is installed, with its version; an error that says what to do if nothing is.
     pub fn installed(self) -> Result<String> {
         match self {
+            Self::Binary => Ok(format!("straightline {}", env!("CARGO_PKG_VERSION"))),
             Self::Rabbit310 => Ok(format!("RabbitMQ {}", RabbitVersion::V3_10.installed()?)),
             Self::Rabbit40 => Ok(format!("RabbitMQ {}", RabbitVersion::V4_0.installed()?)),
             Self::Redis => Ok(format!("Redis {}", Redis::installed()?)),
@@ -144,8 +144,12 @@ fn trial(scenario: Scenario, stage: Arc<Stage>) -> Trial {
 }
 
 fn perform(scenario: Scenario, stage: &Arc<Stage>) -> Result<(), Failed> {
+    let failed = |error| Failed::from(format!("{error:#}"));
+    if scenario.needs.contains(&Need::Binary) {
+        stage.runtime.block_on(stage.binary()).map_err(failed)?;
+    }
     let _turn = stage.turn(scenario.alone);
-    let context = Context::new(stage, &scenario.name).map_err(|error| Failed::from(format!("{error:#}")))?;
+    let context = Context::new(stage, &scenario.name).map_err(failed)?;
     // Caught here and not by the runner, so that a failed assertion shows the logs too.
     let outcome = catch_unwind(AssertUnwindSafe(|| (scenario.body)(&context, scenario.bound)))
         .unwrap_or_else(|_| Err(anyhow!("it panicked; its message is above")))

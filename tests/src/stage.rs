@@ -93,6 +93,10 @@ impl Stage {
         }
     }
 
+    pub(crate) async fn binary(&self) -> Result<&Path> {
+        Ok(once(&self.binary, build).await?)
+    }
+
     async fn rabbit(&self, version: RabbitVersion) -> Result<&Arc<Rabbit>> {
         let cell = match version {
             RabbitVersion::V3_10 => &self.rabbit_3_10,
@@ -151,11 +155,10 @@ impl Context {
         Redis::start(&self.folder.join("redis")).await
     }
 
-    /// The binary under test, freshly built, to be started in the scenario's folder under a name that tells its
-    /// logs apart (`worker-1`).
+    /// The binary under test, to be started in the scenario's folder under a name that tells its logs apart
+    /// (`worker-1`). A scenario that says [`Need::Binary`](crate::scenario::Need) finds it built.
     pub async fn straightline(&self, name: &str) -> Result<Program> {
-        let binary = once(&self.stage.binary, build).await?;
-        Ok(Program::new(name, binary, &self.folder))
+        Ok(Program::new(name, self.stage.binary().await?, &self.folder))
     }
 
     /// A Python script of the checkout, named from its top folder.

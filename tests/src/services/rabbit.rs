@@ -5,11 +5,12 @@
 //! mapper (epmd), so that its end is the end of all it started, and in a mount namespace, so that the node in
 //! the other root finds its data folder at a fixed place.
 
+mod vhost;
+
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,11 +22,13 @@ use crate::owned::{self, Owned, Signal};
 use crate::ports;
 use crate::until::until;
 
+pub use vhost::{QueueDepth, Vhost};
+
 /// Where a node in a root of its own sees its data folder.
 const MOUNT_POINT: &str = "/mnt";
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
-/// How many virtual hosts one control command makes: each command costs a second of CPU.
-const VHOST_BATCH: usize = 8;
+/// The depths of quorum queues are counted anew once a second, in place of every five.
+const QUICK_DEPTHS: &str = "[{rabbit, [{quorum_tick_interval, 1000}]}].\n";
 
 /// Runs inside the new namespaces: $1 is the root, $2 the data folder, the rest the command.
 const ENTER_ROOT: &str = r#"
@@ -92,27 +95,7 @@ pub struct Rabbit {
     distribution: u16,
     epmd: u16,
     running: Mutex<Option<Owned>>,
-    vhosts: Mutex<Vhosts>,
-}
-
-/// Virtual hosts made ahead, and how many were ever made.
-#[derive(Debug, Default)]
-struct Vhosts {
-    spare: Vec<String>,
-    made: usize,
-}
-
-/// What a queue holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueDepth {
-    /// The queue's name.
-    pub name: String,
-    /// Messages ready for delivery.
-    pub ready: u64,
-    /// Messages delivered and not settled.
-    pub unacknowledged: u64,
-    /// Its consumers.
-    pub consumers: u64,
+    vhosts: Mutex<vhost::Made>,
 }
 
 impl Rabbit {
@@ -215,54 +198,6 @@ impl Rabbit {
         owned::printed(&format!("rabbitmqctl {}", args.join(" ")), command, STOP_BOUND).await
     }
 
-    /// What each queue of a virtual host holds, sorted by name.
-    pub async fn queues(&self, vhost: &str) -> Result<Vec<QueueDepth>> {
-        let columns = ["name", "messages_ready", "messages_unacknowledged", "consumers"];
-        let mut args = vec!["-p", vhost, "list_queues", "--formatter", "json"];
-        args.extend(columns);
-        let printed = self.ctl(&args).await?;
-        let rows: Vec<serde_json::Value> =
-            serde_json::from_str(&printed).with_context(|| format!("not a JSON list: {printed}"))?;
-        let depth = |row: &serde_json::Value| {
-            let count = |column: &str| row[column].as_u64().with_context(|| format!("no {column} in {row}"));
-            Ok(QueueDepth {
-                name: row["name"].as_str().context("a queue without a name")?.to_owned(),
-                ready: count("messages_ready")?,
-                unacknowledged: count("messages_unacknowledged")?,
-                consumers: count("consumers")?,
-            })
-        };
-        let mut queues = rows.iter().map(depth).collect::<Result<Vec<_>>>()?;
-        queues.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(queues)
-    }
-
-    /// A virtual host that nobody else in this run uses.
-    pub async fn vhost(self: &Arc<Self>) -> Result<Vhost> {
-        let mut vhosts = self.vhosts.lock().await;
-        if vhosts.spare.is_empty() {
-            let names: Vec<String> = (1..=VHOST_BATCH).map(|nth| format!("v{}", vhosts.made + nth)).collect();
-            self.make_vhosts(&names).await?;
-            vhosts.made += VHOST_BATCH;
-            vhosts.spare = names;
-        }
-        let name = vhosts.spare.pop().expect("a batch of virtual hosts was just made");
-        Ok(Vhost { rabbit: Arc::clone(self), name })
-    }
-
-    /// One command for many: most of what a control command costs is its own start.
-    async fn make_vhosts(&self, names: &[String]) -> Result<()> {
-        let names: Vec<String> = names.iter().map(|name| format!("<<\"{name}\">>")).collect();
-        let expression = format!(
-            "lists:foreach(fun(V) -> rabbit_vhost:add(V, <<\"tests\">>), ok = \
-             rabbit_auth_backend_internal:set_permissions(<<\"guest\">>, V, <<\".*\">>, <<\".*\">>, <<\".*\">>, \
-             <<\"tests\">>) end, [{}]).",
-            names.join(", ")
-        );
-        self.ctl(&["eval", &expression]).await?;
-        Ok(())
-    }
-
     fn configure(&self) -> Result<()> {
         let settings = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\n\
@@ -274,7 +209,7 @@ impl Rabbit {
             self.amqp
         );
         for (name, text) in
-            [("rabbitmq.conf", settings.as_str()), ("advanced.config", "[].\n"), ("plugins", "[].\n")]
+            [("rabbitmq.conf", settings.as_str()), ("advanced.config", QUICK_DEPTHS), ("plugins", "[].\n")]
         {
             fs::write(self.data.join(name), text).with_context(|| format!("failed to write {name}"))?;
         }
@@ -362,43 +297,5 @@ impl Rabbit {
 
     fn last_words(&self) -> String {
         format!("RabbitMQ {} did not start; its last words:\n{}", self.version.name(), tail(&self.log(), 20))
-    }
-}
-
-/// A virtual host of a node: names in it collide with nobody's.
-#[derive(Clone, Debug)]
-pub struct Vhost {
-    rabbit: Arc<Rabbit>,
-    name: String,
-}
-
-impl Vhost {
-    /// Its address, as the user `guest`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        self.rabbit.url_as("guest", "guest", &self.name)
-    }
-
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The node it is on.
-    #[must_use]
-    pub fn rabbit(&self) -> &Arc<Rabbit> {
-        &self.rabbit
-    }
-
-    /// What each of its queues holds, sorted by name.
-    pub async fn queues(&self) -> Result<Vec<QueueDepth>> {
-        self.rabbit.queues(&self.name).await
-    }
-
-    /// Deletes it with all it holds.
-    pub async fn delete(self) -> Result<()> {
-        self.rabbit.ctl(&["delete_vhost", &self.name]).await?;
-        Ok(())
     }
 }
