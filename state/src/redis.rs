@@ -192,7 +192,10 @@ impl State for Redis {
         }
         let mut call = self.link.scripts().finish.call(records.len() * 2);
         for record in records {
-            call.arg(self.keys.record(&record.id)).arg(self.keys.starts(&record.id));
+            call.arg(self.keys.record(&record.id));
+        }
+        for record in records {
+            call.arg(self.keys.starts(&record.id));
         }
         for record in records {
             call.arg(&record.result[..]).arg(millis(record.keep));

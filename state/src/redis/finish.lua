@@ -1,9 +1,11 @@
--- Records how jobs ended. Keys: a record and its notes of starts per job. Arguments: result, keep (ms) per job.
+-- Records how jobs ended. Keys: the records, then their notes of starts. Arguments: result, keep (ms) per job.
 -- Answer, per job: nothing if this record stands, the one that stands otherwise.
-local answer = {}
-for i = 1, #KEYS, 2 do
-  redis.call('DEL', KEYS[i + 1])
-  local won = redis.call('SET', KEYS[i], ARGV[i], 'NX', 'PX', ARGV[i + 1])
-  answer[#answer + 1] = not won and redis.call('GET', KEYS[i])
+local answer, jobs = {}, #KEYS / 2
+for from = jobs + 1, #KEYS, 1000 do
+  redis.call('DEL', unpack(KEYS, from, math.min(from + 999, #KEYS)))
+end
+for i = 1, jobs do
+  local won = redis.call('SET', KEYS[i], ARGV[2 * i - 1], 'NX', 'PX', ARGV[2 * i])
+  answer[i] = not won and redis.call('GET', KEYS[i])
 end
 return answer

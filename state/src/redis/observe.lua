@@ -36,23 +36,31 @@ for lane = 0, 2 do
   answer[#answer + 1] = room - granted
 end
 
--- A window: number of its newest slice, then jobs by age of the slice, the newest first, the leaving one last.
+-- A window: number of its newest slice, jobs in the slices that are in it as a whole, then jobs by age of the slice,
+-- the newest first, the leaving one last. Within a slice only the first three change.
 local current = math.floor(us / slice)
+local function advance(window)
+  local passed = current - window[1]
+  if passed <= 0 then return window end
+  local moved = {current, 0}
+  for age = 0, SLICES do
+    moved[age + 3] = age >= passed and window[age - passed + 3] or 0
+    if age < SLICES then moved[2] = moved[2] + moved[age + 3] end
+  end
+  return moved
+end
 local function count(key, jobs)
   local stored = redis.call('GET', key)
   if not stored and jobs == 0 then return 0 end
-  local window = stored and cmsgpack.unpack(stored) or {current}
-  local newest = math.max(window[1], current)
-  local passed = newest - window[1]
-  local moved, total = {newest}, 0
-  for age = 0, SLICES do
-    moved[age + 2] = age >= passed and window[age - passed + 2] or 0
+  -- A window so old that all its slices have passed is an empty one.
+  local window = advance(stored and cmsgpack.unpack(stored) or {-SLICES - 1})
+  if jobs > 0 then
+    window[2] = window[2] + jobs
+    window[3] = window[3] + jobs
+    redis.call('SET', key, cmsgpack.pack(window), 'PX', window_ms)
   end
-  moved[2] = moved[2] + jobs
-  for age = 0, SLICES - 1 do total = total + moved[age + 2] end
-  local inside = 1 - math.max(0, us - newest * slice) / slice
-  if jobs > 0 then redis.call('SET', key, cmsgpack.pack(moved), 'PX', window_ms) end
-  return total + moved[SLICES + 2] * inside
+  local passed = math.max(0, us - window[1] * slice) / slice
+  return window[2] + window[SLICES + 3] * (1 - passed)
 end
 
 local models = {}
