@@ -36,7 +36,9 @@ impl Access {
     /// How it stands.
     pub async fn status(&self) -> Result<Status> {
         match self {
-            Self::Direct(station) => Ok(operations::status(station.broker.as_ref(), station.state.as_ref()).await),
+            Self::Direct(station) => {
+                Ok(operations::status(station.broker.as_ref(), station.state.as_ref()).await)
+            }
             Self::Http(http) => http.get("/v1/status").await,
         }
     }
@@ -112,5 +114,7 @@ fn ask(which: &Which) -> serde_json::Value {
 
 /// An error that says what to do when nobody listens.
 fn nobody(address: &str, error: &dyn std::fmt::Display) -> anyhow::Error {
-    anyhow!("nobody answers at {address} ({error}): start `straightline up`, name its address with --server, or configure broker.url")
+    anyhow!(
+        "nobody answers at {address} ({error}): start `straightline up`, name its address with --server, or configure broker.url"
+    )
 }

@@ -3,7 +3,10 @@
 /// Contract and file of each model.
 pub const MODELS: [(&str, &[u8]); 2] = [
     (include_str!("../../models/digits/model.toml"), include_bytes!("../../models/digits/model.onnx")),
-    (include_str!("../../models/digits-conv/model.toml"), include_bytes!("../../models/digits-conv/model.onnx")),
+    (
+        include_str!("../../models/digits-conv/model.toml"),
+        include_bytes!("../../models/digits-conv/model.onnx"),
+    ),
 ];
 
 /// Handwritten digits that no model was trained on: 64 pixels of 0 to 16 and the label, a line each.

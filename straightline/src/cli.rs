@@ -241,5 +241,6 @@ pub enum Config {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    humantime_serde::re::humantime::parse_duration(text).map_err(|error| format!("{error}: use a time such as 30s or 10m"))
+    humantime_serde::re::humantime::parse_duration(text)
+        .map_err(|error| format!("{error}: use a time such as 30s or 10m"))
 }

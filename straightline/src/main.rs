@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 something failed, or not everything asked for succeeded; 64 bad usage or configuration.
 
+#![expect(unreachable_pub, reason = "nothing outside a binary can reach anything in it")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
 mod access;
@@ -77,7 +78,9 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
     }
     if let Some(filter) = &global.log {
         flags.push(("log.filter", quoted(filter)));
-    } else if matches!(cli.command, Command::Demo(_)) && std::env::var_os("STRAIGHTLINE_LOG__FILTER").is_none() {
+    } else if matches!(cli.command, Command::Demo(_))
+        && std::env::var_os("STRAIGHTLINE_LOG__FILTER").is_none()
+    {
         // The demo's own output is what there is to see.
         flags.push(("log.filter", quoted(&"warn")));
     }
@@ -93,7 +96,8 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
         _ => {}
     }
     // A variable that is not Unicode is none of ours: ours are named and written in ASCII.
-    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     config::load(global.config.as_deref(), environment, &flags)
 }
 
@@ -104,7 +108,9 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<bool> {
         Command::Dispatcher(options) => {
             commands::dispatcher::run(settings, &options, telemetry::metrics()?).await.map(|()| true)
         }
-        Command::Worker(options) => commands::worker::run(settings, &options, telemetry::metrics()?).await.map(|()| true),
+        Command::Worker(options) => {
+            commands::worker::run(settings, &options, telemetry::metrics()?).await.map(|()| true)
+        }
         Command::Submit(options) => commands::jobs::submit(settings, &options).await,
         Command::Result(options) => commands::jobs::results(settings, &options).await,
         Command::Cancel(options) => commands::jobs::cancel(settings, &options).await,

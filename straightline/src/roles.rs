@@ -6,7 +6,6 @@ use crate::station::{Station, inline_bytes};
 use anyhow::{Context, Result, bail};
 use schemas::Lane;
 use schemas::retry::RetryPolicy;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use workers::catalog::Catalog;
 use workers::worker::Worker;
@@ -53,29 +52,25 @@ pub fn catalog(settings: &Settings) -> Result<Catalog> {
 }
 
 /// Starts a worker of the local lane.
-pub async fn work(station: &Station, lane: Lane, catalog: Catalog, name: Option<String>) -> Result<Worker> {
+pub async fn work(station: &Station, lane: Lane, catalog: &Catalog, name: Option<String>) -> Result<Worker> {
     if lane != Lane::Local {
         bail!("lane {lane} has no worker yet: this version runs the local lane only");
     }
     let settings = &station.settings;
-    let slots = match settings.worker.slots {
-        Some(slots) => slots as usize,
-        None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-    };
+    let defaults = workers::local::Config::default();
     let local = workers::local::Config {
-        slots,
-        run_timeout: settings.worker.run_timeout,
+        slots: settings.worker.slots.unwrap_or(defaults.slots),
         abandoned_max: settings.worker.abandoned_max,
-        ..workers::local::Config::default()
     };
     let executor = workers::local::Local::start(local, catalog)?;
     let config = workers::worker::Config {
         name: name.unwrap_or_else(|| process_name("worker")),
         retry: retry(settings),
+        run_timeout: settings.worker.run_timeout,
         record_keep: settings.records.keep,
         inline_bytes_max: inline_bytes(settings),
         memory_budget: usize::try_from(settings.worker.memory_budget.as_u64()).unwrap_or(usize::MAX),
-        data_dir: settings.storage.dir.clone(),
+        data_dir: Some(settings.storage.dir.clone()),
         ..workers::worker::Config::default()
     };
     let (broker, state) = (Arc::clone(&station.broker), Arc::clone(&station.state));

@@ -99,7 +99,9 @@ async fn open_state(settings: &Settings) -> Result<Arc<dyn State>> {
             };
             Ok(state::redis::Redis::open(config).await?)
         }
-        None => Ok(state::embedded::Embedded::open(state::embedded::Config::new(&settings.storage.dir)).await?),
+        None => {
+            Ok(state::embedded::Embedded::open(state::embedded::Config::new(&settings.storage.dir)).await?)
+        }
     }
 }
 

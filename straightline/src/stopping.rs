@@ -26,7 +26,9 @@ pub fn watch_signals() -> std::io::Result<watch::Receiver<Stop>> {
                 _ = int.recv() => {}
             }
             match asked {
-                Stop::Drain => tracing::info!("draining; a second signal returns jobs to their queues at once"),
+                Stop::Drain => {
+                    tracing::info!("draining; a second signal returns jobs to their queues at once")
+                }
                 _ => tracing::warn!("returning jobs to their queues"),
             }
             told.send_replace(asked);

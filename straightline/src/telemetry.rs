@@ -10,13 +10,15 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 /// Buckets of every histogram of seconds: from a tenth of a millisecond to ten minutes.
-const SECONDS: [f64; 16] =
-    [0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0];
+const SECONDS: [f64; 16] = [
+    0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0,
+];
 
 /// Sends logs to standard error, where they never mix with results.
 pub fn logs(log: &Log) -> Result<(), ConfigError> {
-    let filter = EnvFilter::try_new(&log.filter)
-        .map_err(|error| ConfigError::Value(format!("log.filter {:?} is not a filter: {error}", log.filter)))?;
+    let filter = EnvFilter::try_new(&log.filter).map_err(|error| {
+        ConfigError::Value(format!("log.filter {:?} is not a filter: {error}", log.filter))
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(BoxMakeWriter::new(std::io::stderr))

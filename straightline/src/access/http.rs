@@ -73,11 +73,12 @@ impl Http {
     pub async fn post_lines(
         &self,
         path: &str,
-        lines: impl Stream<Item = Bytes> + Send + 'static,
+        lines: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
     ) -> Result<impl Stream<Item = Result<Bytes>> + use<>> {
         let frames = lines.map(|line| Ok(Frame::data(line)));
         let body: Streamed = StreamBody::new(Box::pin(frames));
-        let response = self.send(Method::POST, path, Some("application/x-ndjson"), Either::Right(body)).await?;
+        let response =
+            self.send(Method::POST, path, Some("application/x-ndjson"), Either::Right(body)).await?;
         Ok(lines_of(expect(response).await?.into_body()))
     }
 
@@ -92,14 +93,21 @@ impl Http {
         Ok(lines_of(expect(response).await?.into_body()))
     }
 
-    async fn send(&self, method: Method, path: &str, kind: Option<&str>, body: Body) -> Result<Response<Incoming>> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        kind: Option<&str>,
+        body: Body,
+    ) -> Result<Response<Incoming>> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.address));
         if let Some(kind) = kind {
             request = request.header(header::CONTENT_TYPE, kind);
         }
         let request = request.body(body).context("failed to build a request")?;
         self.client.request(request).await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            let cause =
+                std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
             nobody(&self.address, &cause)
         })
     }

@@ -46,7 +46,7 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
     settings.storage.dir = folder.path().to_owned();
     settings.storage.blobs = None;
     let station = Station::open(settings).await?;
-    let worker = roles::work(&station, Lane::Local, roles::catalog(&station.settings)?, None).await?;
+    let worker = roles::work(&station, Lane::Local, &roles::catalog(&station.settings)?, None).await?;
     let dispatcher = roles::dispatch(&station, None)?;
     let client = station.client().await?;
 
@@ -62,7 +62,9 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
         let took = sent.map_or(Duration::ZERO, |sent: Instant| sent.elapsed());
         let job = &jobs[done.index];
         match done.outcome {
-            Ok(result) => report.add(done.index, &result, took, recognised(&result, job, &digits), job.images.len()),
+            Ok(result) => {
+                report.add(done.index, &result, took, recognised(&result, job, &digits), job.images.len())
+            }
             Err(error) => report.missing(done.index, &error.to_string()),
         }
         progress.inc(1);
@@ -73,7 +75,7 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
     client.close(Duration::ZERO).await;
     dispatcher.drain().await;
     worker.drain();
-    worker.join().await;
+    worker.join().await?;
     station.close().await;
     print(&report, &lanes, options.json)?;
     Ok(report.complete())

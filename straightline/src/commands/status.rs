@@ -39,7 +39,8 @@ async fn show(access: &Access, options: &cli::Status) -> Result<bool> {
 
 fn table(status: &Status) -> String {
     let mut out = String::new();
-    let mut line = |text: String| writeln!(out, "{}", text.trim_end()).expect("writing to a String cannot fail");
+    let mut line =
+        |text: String| writeln!(out, "{}", text.trim_end()).expect("writing to a String cannot fail");
     line(format!("broker  {}", service(&status.broker)));
     line(format!("state   {}", service(&status.state)));
     line(format!("\n{:<24} {:>10} {:>10} {:>10}", "queue", "ready", "unacked", "consumers"));
@@ -52,7 +53,10 @@ fn table(status: &Status) -> String {
         }
         let unacked = queue.unacked.map_or_else(|| "-".to_owned(), |unacked| unacked.to_string());
         let missing = if queue.exists { "" } else { "  missing!" };
-        line(format!("{:<24} {:>10} {unacked:>10} {:>10}{missing}", queue.name, queue.ready, queue.consumers));
+        line(format!(
+            "{:<24} {:>10} {unacked:>10} {:>10}{missing}",
+            queue.name, queue.ready, queue.consumers
+        ));
     }
     line(format!("in dispatchers' hands: {}", status.intake.unacked));
     line(format!(
@@ -64,7 +68,8 @@ fn table(status: &Status) -> String {
     }
     line(format!("\n{:<32} {:<11} {:>8} {:>6} {:>10}", "worker", "lane", "running", "cpu", "memory"));
     for worker in &status.workers {
-        let cpu = worker.resources.cpu_used.map_or_else(|| "-".to_owned(), |used| format!("{:.0}%", used * 100.0));
+        let cpu =
+            worker.resources.cpu_used.map_or_else(|| "-".to_owned(), |used| format!("{:.0}%", used * 100.0));
         let memory = worker.resources.process_memory_bytes;
         let memory = memory.map_or_else(|| "-".to_owned(), |bytes| bytesize::ByteSize(bytes).to_string());
         let draining = if worker.draining { "  draining" } else { "" };

@@ -23,11 +23,11 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
     let address = listener.local_addr()?;
     let station = Station::open(settings).await?;
     let catalog = roles::catalog(&station.settings)?;
-    let contracts = catalog.contracts();
-    let worker = roles::work(&station, Lane::Local, catalog, None).await?;
+    let contracts = catalog.entries().map(|entry| (*entry.contract).clone()).collect();
+    let worker = roles::work(&station, Lane::Local, &catalog, None).await?;
     let dispatcher = roles::dispatch(&station, None)?;
     let client = station.client().await?;
-    let sweeper = telemetry::upkeep(metrics.clone());
+    let _upkeep = telemetry::upkeep(metrics.clone());
     let sweeping = crate::sweeping::start(&station);
 
     let face = http::Face {
@@ -38,14 +38,16 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
         limits: http::Limits {
             body_bytes_max: usize::try_from(station.settings.http.body_max.as_u64()).unwrap_or(usize::MAX),
             wait_max: station.settings.http.wait_max,
+            record_keep: station.settings.records.keep,
             ..http::Limits::default()
         },
         metrics_text: Arc::new(move || metrics.render()),
     };
     let mut until_drain = stop.clone();
-    let server = tokio::spawn(http::serve(listener, http::router(face), async move {
-        stopping::until(&mut until_drain, Stop::Drain).await;
-    }));
+    let server = tokio::spawn(async move {
+        let drain = async { stopping::until(&mut until_drain, Stop::Drain).await };
+        http::serve(listener, http::router(face), drain).await;
+    });
     tracing::info!(address = %address, data = %station.settings.storage.dir.display(), "ready: http://{address}");
 
     stopping::until(&mut stop, Stop::Drain).await;
@@ -56,14 +58,17 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
         }
         dispatcher.drain().await;
         worker.drain();
-        worker.join().await;
+        worker.join().await
     };
-    tokio::select! {
-        () = drain => {}
-        () = stopping::until(&mut stop, Stop::Now) => worker.halt(),
-    }
+    let drained = tokio::select! {
+        drained = drain => drained,
+        () = stopping::until(&mut stop, Stop::Now) => {
+            worker.halt();
+            worker.join().await
+        }
+    };
+    drained?;
     client.close(Duration::ZERO).await;
-    sweeper.abort();
     sweeping.abort();
     station.close().await;
     tracing::info!("ended");

@@ -15,16 +15,19 @@ pub async fn run(settings: Settings, options: &cli::Worker, metrics: PrometheusH
     // Models before connections: a broken one is said before any job could be taken.
     let catalog = roles::catalog(&settings)?;
     let station = Station::open(settings).await?;
-    let worker = roles::work(&station, options.lane, catalog, options.name.clone()).await?;
+    let worker = roles::work(&station, options.lane, &catalog, options.name.clone()).await?;
     let observer = observer.serve(metrics, Arc::clone(&station.broker));
     tracing::info!(lane = %options.lane, "ready");
     stopping::until(&mut stop, Stop::Drain).await;
     worker.drain();
-    tokio::select! {
-        () = worker.join() => {}
-        () = stopping::until(&mut stop, Stop::Now) => worker.halt(),
-    }
-    worker.join().await;
+    let drained = tokio::select! {
+        drained = worker.join() => drained,
+        () = stopping::until(&mut stop, Stop::Now) => {
+            worker.halt();
+            worker.join().await
+        }
+    };
+    drained?;
     observer.abort();
     station.close().await;
     Ok(())

@@ -68,7 +68,10 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
     // The file alone first: only then do errors carry line numbers.
-    let invalid = |error: toml::de::Error| ConfigError::Invalid { path: path.to_owned(), problem: without_values(&error, &text) };
+    let invalid = |error: toml::de::Error| ConfigError::Invalid {
+        path: path.to_owned(),
+        problem: without_values(&error, &text),
+    };
     toml::from_str::<Settings>(&text).map_err(invalid)?;
     toml::from_str(&text).map_err(invalid)
 }
@@ -79,7 +82,8 @@ fn set(table: &mut Table, origin: &str, section: &str, key: &str, value: &str) -
     let entry = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
     let Value::Table(entry) = entry else { return Err(wrong(format!("[{section}] is not a section"))) };
     // A value that reads as TOML is one (numbers, booleans, tables); anything else is text.
-    let parsed = toml::from_str::<Table>(&format!("v = {value}")).ok().and_then(|mut table| table.remove("v"));
+    let parsed =
+        toml::from_str::<Table>(&format!("v = {value}")).ok().and_then(|mut table| table.remove("v"));
     let text = Value::String(value.to_owned());
     entry.insert(key.to_owned(), parsed.unwrap_or_else(|| text.clone()));
     if parse(only(section, entry, key)).is_ok() {

@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 use schemas::Lane;
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,7 +44,7 @@ pub struct Settings {
 #[serde(default, deny_unknown_fields)]
 pub struct Broker {
     /// `amqp://user:password@host:port/vhost`, or `amqps://`. Absent: the embedded broker, in `storage.dir`.
-    #[serde(serialize_with = "hidden")]
+    #[serde(deserialize_with = "secret", serialize_with = "hidden")]
     pub url: Option<SecretString>,
 }
 
@@ -53,7 +53,7 @@ pub struct Broker {
 #[serde(default, deny_unknown_fields)]
 pub struct State {
     /// `redis://:password@host:port/db`. Absent: the embedded state, in `storage.dir`.
-    #[serde(serialize_with = "hidden")]
+    #[serde(deserialize_with = "secret", serialize_with = "hidden")]
     pub url: Option<SecretString>,
     /// What every key in Redis starts with.
     pub prefix: String,
@@ -274,7 +274,10 @@ pub struct Records {
 
 impl Default for Records {
     fn default() -> Self {
-        Self { keep: schemas::limits::RECORD_RETENTION_DEFAULT, blobs_keep: Duration::from_secs(7 * 24 * 3600) }
+        Self {
+            keep: schemas::limits::RECORD_RETENTION_DEFAULT,
+            blobs_keep: Duration::from_secs(7 * 24 * 3600),
+        }
     }
 }
 
@@ -325,6 +328,10 @@ impl Settings {
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         toml::to_string_pretty(self)
     }
+}
+
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(SecretString::from))
 }
 
 /// A URL without its password.

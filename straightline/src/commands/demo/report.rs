@@ -45,7 +45,14 @@ impl Report {
     }
 
     /// A result came, `took` after its job was submitted.
-    pub(super) fn add(&mut self, job: usize, result: &JobResult, took: Duration, recognised: usize, images: usize) {
+    pub(super) fn add(
+        &mut self,
+        job: usize,
+        result: &JobResult,
+        took: Duration,
+        recognised: usize,
+        images: usize,
+    ) {
         if !self.seen.insert(job) {
             self.duplicates += 1;
             return;

@@ -19,19 +19,21 @@ pub async fn submit(station: &Station, jobs: mpsc::Receiver<Job>, wait: bool, si
     let places: Arc<Mutex<Vec<usize>>> = Arc::default();
     let submissions = {
         let (refused, places) = (Arc::clone(&refused), Arc::clone(&places));
-        stream::unfold(jobs, |mut jobs| async move { Some((jobs.recv().await?, jobs)) }).filter_map(move |job| {
-            let submission = match job.content.and_then(submission) {
-                Ok(submission) => {
-                    lock(&places).push(job.index);
-                    Some(submission)
-                }
-                Err(error) => {
-                    lock(&refused).push((job.index, error));
-                    None
-                }
-            };
-            std::future::ready(submission)
-        })
+        stream::unfold(jobs, |mut jobs| async move { Some((jobs.recv().await?, jobs)) }).filter_map(
+            move |job| {
+                let submission = match job.content.and_then(submission) {
+                    Ok(submission) => {
+                        lock(&places).push(job.index);
+                        Some(submission)
+                    }
+                    Err(error) => {
+                        lock(&refused).push((job.index, error));
+                        None
+                    }
+                };
+                std::future::ready(submission)
+            },
+        )
     };
     let place = |index: usize| lock(&places)[index];
     if wait {
@@ -68,9 +70,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn submission(content: Content) -> Result<Submission, String> {
     match content {
-        Content::Json(object) => producer::http::read_job(&serde_json::Value::Object(object).to_string().into_bytes()),
+        Content::Json(object) => {
+            producer::http::read_job(&serde_json::Value::Object(object).to_string().into_bytes())
+        }
         Content::Opaque(Opaque { model, class, deadline, content_type, bytes }) => {
-            let input = Payload::Opaque(schemas::Opaque { content_type: content_type.to_owned(), data: bytes });
+            let input =
+                Payload::Opaque(schemas::Opaque { content_type: content_type.to_owned(), data: bytes });
             let mut submission = Submission::new(model, input);
             submission.class = class;
             if let Some(deadline) = deadline {
@@ -91,7 +96,8 @@ pub async fn results(station: &Station, ids: &[JobId], wait: Duration) -> Result
 
 async fn fetch(client: &Client, ids: &[JobId], wait: Duration) -> Result<Vec<JobResult>> {
     let found = client.fetch(ids).await?;
-    let late: Vec<_> = ids.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(id, _)| *id).collect();
+    let late: Vec<_> =
+        ids.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(id, _)| *id).collect();
     let mut results: Vec<_> = found.into_iter().flatten().collect();
     if !wait.is_zero() {
         let late = client.wait_many(late, wait).filter_map(|(_, result)| std::future::ready(result.ok()));

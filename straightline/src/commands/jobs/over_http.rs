@@ -59,7 +59,7 @@ pub async fn submit(http: &Http, mut jobs: mpsc::Receiver<Job>, wait: bool, sink
     });
     let mut ids: HashMap<JobId, usize> = HashMap::new();
     let sent = stream::unfold(to_send, |mut lines| async move { Some((lines.recv().await?, lines)) });
-    let mut answers = Box::pin(http.post_lines("/v1/jobs", sent).await?);
+    let mut answers = Box::pin(http.post_lines("/v1/jobs", Box::pin(sent)).await?);
     let mut places: Vec<usize> = Vec::new();
     let (mut lines_open, mut aside_open) = (true, true);
     while lines_open || aside_open {
@@ -112,7 +112,8 @@ fn accepted(
 
 async fn send_opaque(http: &Http, opaque: Opaque) -> Result<JobId> {
     let Opaque { model, class, deadline, content_type, bytes } = opaque;
-    let deadline = deadline.map_or_else(String::new, |deadline| format!("&deadline_ms={}", deadline.as_millis()));
+    let deadline =
+        deadline.map_or_else(String::new, |deadline| format!("&deadline_ms={}", deadline.as_millis()));
     let path = format!("/v1/jobs?model={model}&class={class}{deadline}");
     let accepted: Accepted = http.post_bytes(&path, content_type, bytes).await?;
     Ok(accepted.id)
@@ -154,7 +155,8 @@ pub async fn results(http: &Http, ids: &[JobId], wait: Duration) -> Result<Vec<J
 }
 
 async fn ask(http: &Http, ids: &[JobId], wait: Duration) -> Result<Vec<JobResult>> {
-    let body = serde_json::json!({ "ids": ids, "wait_ms": u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
+    let body =
+        serde_json::json!({ "ids": ids, "wait_ms": u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
     let mut lines = Box::pin(http.post_for_lines("/v1/results", &body).await?);
     let mut results = Vec::new();
     while let Some(line) = lines.next().await {

@@ -39,7 +39,13 @@ impl Sink {
             progress.set_draw_target(ProgressDrawTarget::hidden());
         }
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Ok(Self { out, progress: progress.with_style(style), wanted: options.wait, succeeded: 0, otherwise: 0 })
+        Ok(Self {
+            out,
+            progress: progress.with_style(style),
+            wanted: options.wait,
+            succeeded: 0,
+            otherwise: 0,
+        })
     }
 
     /// A job was submitted; its id is all there is to say when nobody waits.

@@ -187,8 +187,8 @@ impl Reader {
 
     /// A job's JSON object, with the defaults filled in.
     fn object(&self, json: &[u8], place: &str) -> Result<Content, String> {
-        let mut object: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|error| format!("{place}: not a JSON object: {error}"))?;
+        let mut object: Map<String, Value> =
+            serde_json::from_slice(json).map_err(|error| format!("{place}: not a JSON object: {error}"))?;
         let mut default = |key: &str, value: Option<Value>| {
             if let Some(value) = value
                 && !object.contains_key(key)
@@ -198,7 +198,8 @@ impl Reader {
         };
         default("model", self.defaults.model.as_ref().map(|model| model.as_str().into()));
         default("class", Some(self.defaults.class.as_str().into()));
-        let deadline_ms = self.defaults.deadline.and_then(|deadline| u64::try_from(deadline.as_millis()).ok());
+        let deadline_ms =
+            self.defaults.deadline.and_then(|deadline| u64::try_from(deadline.as_millis()).ok());
         default("deadline_ms", deadline_ms.map(Value::from));
         Ok(Content::Json(object))
     }
@@ -240,9 +241,11 @@ mod tests {
     async fn a_folder_gives_its_jobs_in_order_with_defaults_filled_in() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("b.json"), r#"{"model":"other","inputs":[]}"#).unwrap();
-        std::fs::write(dir.path().join("a.jsonl"), "{\"inputs\":[]}\n\nnot json\n{\"class\":\"low\"}").unwrap();
+        std::fs::write(dir.path().join("a.jsonl"), "{\"inputs\":[]}\n\nnot json\n{\"class\":\"low\"}")
+            .unwrap();
         std::fs::write(dir.path().join("ignored.png"), "x").unwrap();
-        let jobs = read(&[dir.path().to_str().unwrap(), "--model", "digits", "--deadline", "30s"]).await.unwrap();
+        let jobs =
+            read(&[dir.path().to_str().unwrap(), "--model", "digits", "--deadline", "30s"]).await.unwrap();
         assert_eq!(jobs.iter().map(|job| job.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
         let object = |at: usize| match &jobs[at].content {
             Ok(Content::Json(object)) => object.clone(),
@@ -262,8 +265,12 @@ mod tests {
         let error = read(&["/nonexistent.jsonl"]).await.unwrap_err();
         assert!(format!("{error:#}").contains("/nonexistent.jsonl"));
         assert!(read(&[image.to_str().unwrap()]).await.unwrap_err().to_string().contains("--model"));
-        assert!(read(&[dir.path().to_str().unwrap()]).await.unwrap_err().to_string().contains("without .json"));
+        assert!(
+            read(&[dir.path().to_str().unwrap()]).await.unwrap_err().to_string().contains("without .json")
+        );
         let jobs = read(&[image.to_str().unwrap(), "--model", "m"]).await.unwrap();
-        assert!(matches!(&jobs[0].content, Ok(Content::Opaque(opaque)) if opaque.content_type == "image/png"));
+        assert!(
+            matches!(&jobs[0].content, Ok(Content::Opaque(opaque)) if opaque.content_type == "image/png")
+        );
     }
 }
