@@ -7,7 +7,7 @@
 //! Messages go through HOPS quorum queues. Each hop consumes, publishes to the next queue, and acknowledges once that
 //! is confirmed; the last one only acknowledges. OUTSTANDING messages are under way at most. Use a virtual host of
 //! its own: what it finds in the queues it takes.
-#![allow(clippy::print_stdout, reason = "printing is what it is for")]
+#![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
 use broker::amqp::{Amqp, Config};
 use broker::{Broker, Delivery, Incoming, Message, Queue, Receipt, Route};
@@ -64,13 +64,22 @@ async fn run() -> Outcome {
     confirmed.await??;
     last.ok_or("no hop")?.await??;
     let seconds = started.elapsed().as_secs_f64();
-    println!("{messages} messages of {bytes} bytes, {hops} hops: {seconds:.2} s, {:.0}/s", messages as f64 / seconds);
+    println!(
+        "{messages} messages of {bytes} bytes, {hops} hops: {seconds:.2} s, {:.0}/s",
+        messages as f64 / seconds
+    );
     source.close().await;
     Ok(())
 }
 
 /// Takes `count` messages from `queue`, hands them on to `next`, and acknowledges.
-async fn hop(broker: Arc<Amqp>, queue: Queue, next: Option<Queue>, count: usize, room: Arc<Semaphore>) -> Outcome {
+async fn hop(
+    broker: Arc<Amqp>,
+    queue: Queue,
+    next: Option<Queue>,
+    count: usize,
+    room: Arc<Semaphore>,
+) -> Outcome {
     let mut consumer = broker.consume(&queue, 1_000).await?;
     let (handed_on, mut pending) = mpsc::channel::<(Receipt, Box<Delivery>)>(2_000);
     let settled = tokio::spawn(async move {
@@ -88,7 +97,7 @@ async fn hop(broker: Arc<Amqp>, queue: Queue, next: Option<Queue>, count: usize,
             Some(next) => {
                 let message = std::mem::take(&mut delivery.message);
                 let receipt = broker.publish(Route::To(next.clone()), message).await;
-                handed_on.send((receipt, delivery)).await?;
+                handed_on.send((receipt, delivery)).await.map_err(|_| "a publish failed")?;
             }
             None => {
                 delivery.ack();

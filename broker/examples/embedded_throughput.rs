@@ -27,8 +27,9 @@ async fn main() -> Result<(), Failed> {
     println!("{messages} messages of {bytes} bytes, in {}", folder.display());
 
     lone(&broker, bytes).await?;
-    let elapsed = publish(&broker, Route::Submit(Class::Normal), messages, bytes).await?;
-    report("published, 4 publishers", messages, elapsed);
+    let phase = Phase::start();
+    publish(&broker, Route::Submit(Class::Normal), messages, bytes).await?;
+    phase.report("published, 4 publishers", messages);
 
     let started = Instant::now();
     broker.close().await;
@@ -38,10 +39,11 @@ async fn main() -> Result<(), Failed> {
     let broker = open().await?;
     println!("{:<28} {:>12.0?}", "opened again", started.elapsed());
 
-    let elapsed = drain(&broker, &Queue::Jobs(Class::Normal), messages).await?;
-    report("consumed, read from disk", messages, elapsed);
+    let phase = Phase::start();
+    drain(&broker, &Queue::Jobs(Class::Normal), messages).await?;
+    phase.report("consumed, read from disk", messages);
 
-    let started = Instant::now();
+    let phase = Phase::start();
     let publisher = broker.clone();
     let published =
         tokio::spawn(async move { publish(&publisher, Route::Submit(Class::High), messages, bytes).await });
@@ -53,7 +55,7 @@ async fn main() -> Result<(), Failed> {
     published.await??;
     jobs.await??;
     lane.await??;
-    report("through three hops", messages, started.elapsed());
+    phase.report("through three hops", messages);
     broker.close().await;
     Ok(std::fs::remove_dir_all(folder)?)
 }
@@ -70,8 +72,29 @@ fn message(bytes: usize) -> Message {
     }
 }
 
-fn report(what: &str, messages: usize, elapsed: Duration) {
-    println!("{what:<28} {:>10.0}/s", messages as f64 / elapsed.as_secs_f64());
+/// What a phase took: on the clock, and of the processors.
+struct Phase(Instant, Option<Duration>);
+
+impl Phase {
+    fn start() -> Self {
+        Self(Instant::now(), processor_time())
+    }
+
+    fn report(self, what: &str, messages: usize) {
+        let rate = messages as f64 / self.0.elapsed().as_secs_f64();
+        let used = processor_time().zip(self.1).map(|(now, before)| now - before);
+        let each =
+            used.map(|used| format!("{:>8.1} µs of CPU each", used.as_secs_f64() * 1e6 / messages as f64));
+        println!("{what:<28} {rate:>10.0}/s {}", each.unwrap_or_default());
+    }
+}
+
+/// Processor time of this process so far, where the system says: in ticks of 10 ms, behind the name in brackets.
+fn processor_time() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap_or(0)).sum();
+    Some(Duration::from_millis(ticks * 10))
 }
 
 async fn lone(broker: &Embedded, bytes: usize) -> Result<(), Failed> {
@@ -86,13 +109,7 @@ async fn lone(broker: &Embedded, bytes: usize) -> Result<(), Failed> {
     Ok(())
 }
 
-async fn publish(
-    broker: &Arc<Embedded>,
-    route: Route,
-    messages: usize,
-    bytes: usize,
-) -> Result<Duration, Failed> {
-    let started = Instant::now();
+async fn publish(broker: &Arc<Embedded>, route: Route, messages: usize, bytes: usize) -> Result<(), Failed> {
     let tasks = (0..4).map(|_| {
         let (broker, route) = (broker.clone(), route.clone());
         tokio::spawn(async move {
@@ -114,7 +131,7 @@ async fn publish(
     for task in tasks.collect::<Vec<_>>() {
         task.await??;
     }
-    Ok(started.elapsed())
+    Ok(())
 }
 
 async fn next(consumer: &mut Box<dyn Consumer>) -> Result<Delivery, Failed> {
@@ -124,13 +141,12 @@ async fn next(consumer: &mut Box<dyn Consumer>) -> Result<Delivery, Failed> {
     }
 }
 
-async fn drain(broker: &Embedded, queue: &Queue, messages: usize) -> Result<Duration, Failed> {
+async fn drain(broker: &Embedded, queue: &Queue, messages: usize) -> Result<(), Failed> {
     let mut consumer = broker.consume(queue, 500).await?;
-    let started = Instant::now();
     for _ in 0..messages / 4 * 4 {
         next(&mut consumer).await?.ack();
     }
-    Ok(started.elapsed())
+    Ok(())
 }
 
 /// Moves messages on as a dispatcher does: publishes, has it confirmed, acknowledges.
