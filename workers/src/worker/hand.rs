@@ -13,16 +13,27 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 
 /// A job in hand.
 pub(crate) struct Held {
     pub(crate) job: Arc<Job>,
     /// The delivery it came by, and copies of it that came later.
-    deliveries: Vec<Box<Delivery>>,
+    deliveries: Vec<Delivery>,
     stage: Stage,
+    /// When its end began.
+    ending: Option<Instant>,
 }
 
 impl Held {
+    /// Its end begins, with this step if it is one.
+    pub(crate) fn ending(&mut self, step: Option<Step>) {
+        self.ending = Some(Instant::now());
+        if let Some(step) = step {
+            self.step(step);
+        }
+    }
+
     /// Takes the job a step further. One that the chart does not have is a fault of ours: loud in tests, counted in
     /// production, where the job goes on.
     pub(crate) fn step(&mut self, step: Step) {
@@ -58,7 +69,7 @@ pub(crate) enum Done {
 impl Hand {
     pub(crate) fn hold(&mut self, job: Arc<Job>, delivery: Box<Delivery>) -> Seq {
         let seq = self.number();
-        self.held.insert(seq, Held { job, deliveries: vec![delivery], stage: Stage::Placed });
+        self.held.insert(seq, Held { job, deliveries: vec![*delivery], stage: Stage::Placed, ending: None });
         seq
     }
 
@@ -99,22 +110,25 @@ impl Hand {
         });
         match twin {
             Some(held) => {
-                held.deliveries.push(delivery);
+                held.deliveries.push(*delivery);
                 None
             }
             None => Some(delivery),
         }
     }
 
-    /// Settles what came by `seq`. The one place where deliveries are settled.
-    pub(crate) fn settle(&mut self, seq: Seq, settlement: Settlement) {
-        let held = self.held.remove(&seq).into_iter().flat_map(|held| held.deliveries);
-        for delivery in held.chain(self.strays.remove(&seq)) {
+    /// Settles what came by `seq`: the one place where deliveries are settled. Says when its end began.
+    pub(crate) fn settle(&mut self, seq: Seq, settlement: Settlement) -> Option<Instant> {
+        let held = self.held.remove(&seq);
+        let ending = held.as_ref().and_then(|held| held.ending);
+        let deliveries = held.into_iter().flat_map(|held| held.deliveries);
+        for delivery in deliveries.chain(self.strays.remove(&seq).map(|stray| *stray)) {
             match settlement {
                 Settlement::Ack => delivery.ack(),
                 Settlement::GiveBack => delivery.give_back(),
             }
         }
+        ending
     }
 
     /// Stops every task and gives everything back; how many deliveries that was.
@@ -168,4 +182,78 @@ impl Hand {
 /// What a task gave. Panics are caught inside the tasks, and they are only aborted when nobody asks any more.
 fn joined<T>(joined: Option<Result<T, JoinError>>) -> Option<T> {
     joined.and_then(Result::ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use broker::{Message, Settle};
+    use schemas::{ClientName, ModelName, UnixMillis};
+    use std::sync::Mutex;
+
+    /// Remembers how each delivery was settled.
+    #[derive(Clone, Default)]
+    struct Ledger(Arc<Mutex<Vec<(u32, Settlement)>>>);
+
+    struct Entry(Ledger, u32);
+
+    impl Settle for Entry {
+        fn settle(self: Box<Self>, settlement: Settlement) {
+            self.0.0.lock().unwrap().push((self.1, settlement));
+        }
+    }
+
+    impl Ledger {
+        fn delivery(&self, number: u32) -> Box<Delivery> {
+            let settle = Box::new(Entry(self.clone(), number));
+            Box::new(Delivery::new(Message::default(), number > 1, 0, None, settle))
+        }
+
+        fn take(&self) -> Vec<(u32, Settlement)> {
+            std::mem::take(&mut *self.0.lock().unwrap())
+        }
+    }
+
+    fn job() -> Arc<Job> {
+        let (model, client) = (ModelName::new("m").unwrap(), ClientName::new("c").unwrap());
+        let header = JobHeader::new(JobId::new(), model, client, UnixMillis(0));
+        Arc::new(Job { header, message: Message::default(), suspect: false, redelivered: false })
+    }
+
+    #[test]
+    fn a_copy_of_a_job_in_hand_is_settled_with_it_and_nothing_twice() {
+        let (ledger, mut hand, job) = (Ledger::default(), Hand::default(), job());
+        let seq = hand.hold(Arc::clone(&job), ledger.delivery(1));
+        assert!(hand.keep_copy(&job.header, ledger.delivery(2)).is_none());
+        let next_attempt = JobHeader { attempt: 2, ..job.header.clone() };
+        let other = hand.keep_copy(&next_attempt, ledger.delivery(3)).expect("another attempt is no copy");
+        assert_eq!(ledger.take(), []);
+        hand.settle(seq, Settlement::Ack);
+        hand.settle(seq, Settlement::GiveBack);
+        assert_eq!(ledger.take(), [(1, Settlement::Ack), (2, Settlement::Ack)]);
+        assert!(hand.is_empty());
+        other.give_back();
+    }
+
+    #[tokio::test]
+    async fn everything_goes_back_and_no_task_goes_on() {
+        let (ledger, mut hand) = (Ledger::default(), Hand::default());
+        let seq = hand.hold(job(), ledger.delivery(1));
+        hand.hold_stray(ledger.delivery(1));
+        hand.end(seq, async { Settlement::Ack });
+        assert_eq!(hand.give_everything_back(), 2);
+        assert_eq!(ledger.take(), [(1, Settlement::GiveBack); 2]);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_a_failure_of_its_job() {
+        let mut hand = Hand::default();
+        hand.run(7, async { panic!("a fault in the worker") });
+        let Done::Ran(7, Err(failure)) = hand.done().await else { panic!("not what ran") };
+        assert_eq!(failure.kind, FailureKind::Internal);
+        hand.end(8, async { panic!("a fault in the worker") });
+        assert!(matches!(hand.done().await, Done::Settled(8, Settlement::GiveBack)));
+        hand.check(9, async { panic!("a fault in the worker") });
+        assert!(matches!(hand.done().await, Done::Checked(9, None)));
+    }
 }

@@ -239,7 +239,7 @@ impl Loop {
 
     fn ran(&mut self, seq: Seq, outcome: Result<Output, Failure>) {
         self.line.ran(seq);
-        self.meter.count();
+        self.meter.completed();
         let output = match outcome {
             Ok(output) => output,
             Err(failure) => return self.failed(seq, failure),
@@ -279,9 +279,7 @@ impl Loop {
     /// Begins to bring the job to its end.
     fn end(&mut self, seq: Seq, job: &Arc<Job>, ending: Ending) {
         let Some(held) = self.hand.get_mut(seq) else { return };
-        if let Some(step) = ending.event() {
-            held.step(step);
-        }
+        held.ending(ending.event());
         let cancelled = self.cancelled.contains(&job.header.id);
         let (services, job) = (Arc::clone(&self.services), Arc::clone(job));
         self.hand.end(seq, async move { settle::settle(&services, &job, ending, cancelled).await });
@@ -289,7 +287,9 @@ impl Loop {
 
     fn settle(&mut self, seq: Seq, settlement: Settlement) {
         self.line.settled(seq);
-        self.hand.settle(seq, settlement);
+        if let Some(ended) = self.hand.settle(seq, settlement) {
+            self.meter.settled(ended.elapsed());
+        }
     }
 
     fn give_back(&mut self, seq: Seq, reason: &'static str) {
@@ -333,9 +333,7 @@ impl Loop {
         let most = self.services.config.prefetch_most();
         let next = match slots {
             0 => Some(0),
-            _ => {
-                pace::adjusted(*prefetch.borrow(), pace::wanted(slots, self.meter.per_second(), most), slots)
-            }
+            _ => pace::adjusted(*prefetch.borrow(), pace::wanted(slots, &self.meter, most), slots),
         };
         if let Some(next) = next {
             prefetch.send_if_modified(|current| std::mem::replace(current, next) != next);

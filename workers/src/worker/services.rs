@@ -3,6 +3,7 @@
 use super::recorder::Recorder;
 use super::{Config, ending};
 use crate::lane::Executor;
+use backon::{BackoffBuilder, ExponentialBuilder};
 use broker::{Broker, Message, PublishError, Queue, Route};
 use bytes::Bytes;
 use schemas::{JobHeader, JobId, Lane, ModelName};
@@ -70,7 +71,9 @@ impl Services {
     pub(crate) async fn publish(&self, route: Route, message: Message) -> Result<(), PublishError> {
         let reply = matches!(route, Route::To(Queue::Reply(_)));
         let until = Instant::now() + self.config.publish_patience;
-        let mut pause = PUBLISH_PAUSE.0;
+        let pauses =
+            ExponentialBuilder::default().with_min_delay(PUBLISH_PAUSE.0).with_max_delay(PUBLISH_PAUSE.1);
+        let mut pauses = pauses.with_jitter().without_max_times().build();
         loop {
             let error = match self.broker.publish(route.clone(), message.clone()).await.await {
                 Ok(()) => return Ok(()),
@@ -84,13 +87,12 @@ impl Services {
                 | PublishError::Invalid(_)
                 | PublishError::Closed => false,
             };
-            let wait = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-            if !passing || Instant::now() + wait >= until {
+            let pause = pauses.next().unwrap_or(PUBLISH_PAUSE.1);
+            if !passing || Instant::now() + pause >= until {
                 return Err(error);
             }
             tracing::debug!(%error, queue = %route.queue(), "failed to publish; trying again");
-            tokio::time::sleep(wait).await;
-            pause = (pause * 2).min(PUBLISH_PAUSE.1);
+            tokio::time::sleep(pause).await;
         }
     }
 }

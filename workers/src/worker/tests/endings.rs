@@ -43,6 +43,18 @@ async fn only_wanted_outputs_come_back() {
 }
 
 #[tokio::test]
+async fn a_batch_of_many_images_runs_as_one_job() {
+    let mut bench = Bench::new().await;
+    let _worker = bench.local(1).await;
+    let images = Tensor::fp32("image", [500, 64], &[1.0; 32_000]).unwrap();
+    let mut body = JobBody::new(Payload::Tensors(vec![images]));
+    body.outputs = vec!["label".to_owned()];
+    bench.place(&header("digits"), &body).await;
+    let output = bench.reply().await.output.unwrap();
+    assert_eq!(output.tensor("label").unwrap().shape(), [500]);
+}
+
+#[tokio::test]
 async fn a_failed_attempt_is_made_again_with_its_history_and_foreign_headers() {
     let mut bench = Bench::new().await;
     let _worker = bench.local(1).await;
