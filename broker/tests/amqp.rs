@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 /// Virtual hosts made by one command: most of what it costs is its own start.
-const BATCH: usize = 64;
+const BATCH: usize = 16;
 
 struct Installed;
 
@@ -140,7 +140,10 @@ impl Fixture for OnInstalled {
 
 mod conformance {
     use super::OnInstalled;
-    broker::conformance_suite!(#[ignore = "needs a RabbitMQ: see the head of tests/amqp.rs"] OnInstalled);
+    broker::conformance_suite!(
+        #[ignore = "needs a RabbitMQ: see the head of tests/amqp.rs"]
+        OnInstalled
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

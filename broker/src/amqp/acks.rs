@@ -141,7 +141,8 @@ mod tests {
                 Frame::Ack { multiple: true, .. } => self.out.range(..=tag).copied().collect(),
                 _ => vec![tag],
             };
-            let into = if matches!(frame, Frame::Ack { .. }) { &mut self.acked } else { &mut self.given_back };
+            let into =
+                if matches!(frame, Frame::Ack { .. }) { &mut self.acked } else { &mut self.given_back };
             for tag in covered {
                 self.out.remove(&tag);
                 into.insert(tag);

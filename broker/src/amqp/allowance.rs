@@ -83,7 +83,8 @@ impl Allowance {
             let smallest = self.live().min_by_key(|subscription| subscription.prefetch).map(|found| found.id);
             return smallest.and_then(|id| self.cancel(id));
         }
-        let still_out: u32 = self.subscriptions.iter().filter(|found| !found.live).map(|found| found.out).sum();
+        let still_out: u32 =
+            self.subscriptions.iter().filter(|found| !found.live).map(|found| found.out).sum();
         let room = missing.saturating_sub(still_out);
         // Not one subscription for every delivery that is settled; and the last one takes all that is missing.
         let worth_it = if count + 1 == self.subscriptions_max { missing } else { missing.div_ceil(8) };

@@ -232,7 +232,8 @@ impl Keeper {
             drop(uplink);
             let Some(connection) = self.reconnect().await else { break };
             tracing::info!(broker.role = self.role.as_str(), "connected to the broker again");
-            metrics::counter!("straightline_broker_reconnects_total", "role" => self.role.as_str()).increment(1);
+            metrics::counter!("straightline_broker_reconnects_total", "role" => self.role.as_str())
+                .increment(1);
             uplink = Arc::new(Uplink { connection, generation });
             self.up(&uplink, None);
         }
@@ -400,7 +401,9 @@ async fn handshake(setup: &Setup, role: Role) -> Result<Connection, BrokerError>
         Err(_) => {
             socket.shut();
             let waited = setup.connect_timeout;
-            Err(setup.unreachable(format!("no answer within {waited:?}: is this an AMQP port, and encrypted or not?")))
+            Err(setup.unreachable(format!(
+                "no answer within {waited:?}: is this an AMQP port, and encrypted or not?"
+            )))
         }
     }
 }

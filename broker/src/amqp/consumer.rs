@@ -185,7 +185,8 @@ impl Subscription {
 
     async fn keep(mut self, mut session: Session) {
         loop {
-            let end = session.run(&mut self.prefetch, &mut self.commands, &self.items, &mut self.phases).await;
+            let end =
+                session.run(&mut self.prefetch, &mut self.commands, &self.items, &mut self.phases).await;
             self.registered.send_replace(false);
             match end {
                 End::Dropped => {

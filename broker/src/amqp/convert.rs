@@ -170,9 +170,9 @@ fn to_wire(value: &Value) -> Result<AMQPValue, PublishError> {
         Value::Text(text) => AMQPValue::LongString(text.as_str().into()),
         Value::Binary(bytes) => AMQPValue::ByteArray(bytes.as_ref().into()),
         Value::Timestamp(seconds) => AMQPValue::Timestamp(*seconds),
-        Value::List(values) => {
-            AMQPValue::FieldArray(FieldArray::from(values.iter().map(to_wire).collect::<Result<Vec<_>, _>>()?))
-        }
+        Value::List(values) => AMQPValue::FieldArray(FieldArray::from(
+            values.iter().map(to_wire).collect::<Result<Vec<_>, _>>()?,
+        )),
         Value::Table(entries) => {
             let mut table = FieldTable::default();
             for (name, value) in entries {

@@ -104,7 +104,10 @@ mod tests {
     #[test]
     fn a_url_is_taken_apart() {
         let full = parse("amqps://ann:s%3Acret@mq.example:5999/jobs%2Ftest?frame_max=8192").unwrap();
-        assert_eq!((full.address().as_str(), full.user(), full.vhost()), ("mq.example:5999", "ann", "jobs/test"));
+        assert_eq!(
+            (full.address().as_str(), full.user(), full.vhost()),
+            ("mq.example:5999", "ann", "jobs/test")
+        );
         assert!(full.encrypted());
         assert_eq!(full.uri.authority.userinfo.password, "s:cret");
         assert_eq!(full.login().unwrap().as_str(), "ann");

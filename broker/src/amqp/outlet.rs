@@ -118,7 +118,9 @@ impl InFlight {
         match &self.progress {
             _ if self.returned => Err(PublishError::Unroutable { queue: self.parcel.queue() }),
             Progress::Done(Ok(Confirmation::Ack(_))) => Ok(()),
-            Progress::Done(Ok(Confirmation::Nack(_))) => Err(PublishError::Full { queue: self.parcel.queue() }),
+            Progress::Done(Ok(Confirmation::Nack(_))) => {
+                Err(PublishError::Full { queue: self.parcel.queue() })
+            }
             _ => Err(PublishError::Lost),
         }
     }
@@ -210,12 +212,7 @@ impl Outlet {
     }
 
     /// Keeps a channel open until the end.
-    async fn keep(
-        self: Arc<Self>,
-        link: Link,
-        sender: watch::Sender<Option<Arc<Open>>>,
-        mut phases: Phases,
-    ) {
+    async fn keep(self: Arc<Self>, link: Link, sender: watch::Sender<Option<Arc<Open>>>, mut phases: Phases) {
         let mut backoff = link.setup.backoff();
         for id in 0.. {
             let opened = tokio::select! {
@@ -309,7 +306,9 @@ impl Outlet {
         let mut open = confirmed.iter_mut().chain(line.iter_mut()).filter(|message| !message.returned);
         match open.find(|message| message.parcel.is(returned)) {
             Some(message) => message.returned = true,
-            None => tracing::error!(queue = %returned.routing_key, "a message came back that was not sent from here"),
+            None => {
+                tracing::error!(queue = %returned.routing_key, "a message came back that was not sent from here")
+            }
         }
     }
 

@@ -53,12 +53,7 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn new(
-        link: Link,
-        message_bytes_max: u32,
-        phases: Phases,
-        tasks: Tasks,
-    ) -> Self {
+    pub(super) fn new(link: Link, message_bytes_max: u32, phases: Phases, tasks: Tasks) -> Self {
         let limits = &link.setup.limits;
         Self {
             message_bytes_max: message_bytes_max.min(limits.in_flight_bytes_max) as usize,
@@ -88,7 +83,8 @@ impl Publisher {
     pub(super) async fn drain(&self) {
         let limits = &self.link.setup.limits;
         // Waiters are served in turn: whoever was waiting for room gets it first.
-        let _ = timeout(limits.publish_timeout, self.messages.acquire_many(limits.in_flight_messages_max)).await;
+        let _ =
+            timeout(limits.publish_timeout, self.messages.acquire_many(limits.in_flight_messages_max)).await;
         self.messages.close();
         self.bytes.close();
     }
@@ -101,9 +97,9 @@ impl Publisher {
         }
         let login = self.link.setup.endpoint.user();
         match message.properties.user_id.as_deref() {
-            Some(user) if user != login => {
-                Err(PublishError::Invalid(format!("its user_id is {user:?}, and the login here is {login:?}")))
-            }
+            Some(user) if user != login => Err(PublishError::Invalid(format!(
+                "its user_id is {user:?}, and the login here is {login:?}"
+            ))),
             _ => Ok(()),
         }
     }
@@ -154,7 +150,9 @@ fn parcel(route: Option<Route>, message: Message) -> Parcel {
         None => (topology::CONTROL.to_owned(), String::new()),
         Some(Route::Submit(class)) => (topology::JOBS.to_owned(), class.to_string()),
         Some(Route::To(queue)) => (topology::DEFAULT.to_owned(), queue.to_string()),
-        Some(Route::Retry(delay, class)) => (topology::retry_exchange(*delay), Queue::Jobs(*class).to_string()),
+        Some(Route::Retry(delay, class)) => {
+            (topology::retry_exchange(*delay), Queue::Jobs(*class).to_string())
+        }
     };
     Parcel { route, exchange, key, message }
 }

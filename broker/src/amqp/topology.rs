@@ -58,7 +58,8 @@ pub(super) fn retry_exchange(delay: RetryDelay) -> String {
 /// The fixed topology, in an order in which it can be declared.
 pub(super) fn topology(limits: &Limits) -> Vec<Declaration> {
     let exchange = |name: String, kind| Declaration::Exchange { name, kind };
-    let exchanges = [exchange(JOBS.into(), ExchangeKind::Direct), exchange(CONTROL.into(), ExchangeKind::Fanout)];
+    let exchanges =
+        [exchange(JOBS.into(), ExchangeKind::Direct), exchange(CONTROL.into(), ExchangeKind::Fanout)];
     let delays = DELAYS.into_iter().map(|delay| exchange(retry_exchange(delay), ExchangeKind::Fanout));
     let queues = Queue::fixed().map(|queue| fixed(&queue, limits));
     let submitted = Class::ALL.into_iter().map(|class| Declaration::Binding {
@@ -87,7 +88,8 @@ fn fixed(queue: &Queue, limits: &Limits) -> Declaration {
         ("x-max-length", number(messages_max)),
         ("x-max-length-bytes", number(limits.queue_bytes_max)),
     ];
-    let at_least_once = [("x-dead-letter-exchange", Text(DEFAULT)), ("x-dead-letter-strategy", Text("at-least-once"))];
+    let at_least_once =
+        [("x-dead-letter-exchange", Text(DEFAULT)), ("x-dead-letter-strategy", Text("at-least-once"))];
     match queue {
         // The ends of the line give up on nothing: there is nowhere to give it to.
         Queue::Dead | Queue::DeadIntake => arguments.push(("x-delivery-limit", Number(UNLIMITED))),
@@ -187,7 +189,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn queue(name: &str) -> Vec<(&'static str, Argument)> {
-        let limits = Limits { returns_max: 7, dead_messages_max: 5, queue_messages_max: 9, ..Limits::default() };
+        let limits =
+            Limits { returns_max: 7, dead_messages_max: 5, queue_messages_max: 9, ..Limits::default() };
         let mut found = topology(&limits).into_iter().filter_map(|declaration| match declaration {
             Declaration::Queue { name: found, arguments } if found == name => Some(arguments),
             _ => None,
@@ -220,8 +223,16 @@ mod tests {
     fn what_is_returned_too_often_goes_to_dead_intake_and_the_ends_of_the_line_give_up_on_nothing() {
         for name in ["jobs.low", "wait.docker.high", "lane.local"] {
             assert_eq!(argument(name, "x-delivery-limit"), Some(Argument::Number(7)), "{name}");
-            assert_eq!(argument(name, "x-dead-letter-routing-key"), Some(Argument::Text("dead.intake")), "{name}");
-            assert_eq!(argument(name, "x-dead-letter-strategy"), Some(Argument::Text("at-least-once")), "{name}");
+            assert_eq!(
+                argument(name, "x-dead-letter-routing-key"),
+                Some(Argument::Text("dead.intake")),
+                "{name}"
+            );
+            assert_eq!(
+                argument(name, "x-dead-letter-strategy"),
+                Some(Argument::Text("at-least-once")),
+                "{name}"
+            );
         }
         for name in ["dead", "dead.intake"] {
             assert_eq!(argument(name, "x-delivery-limit"), Some(Argument::Number(UNLIMITED)), "{name}");
@@ -245,7 +256,10 @@ mod tests {
                     assert!(declared.insert(name.clone()), "{name} is declared twice");
                 }
                 Declaration::Binding { exchange, queue, .. } => {
-                    assert!(declared.contains(&exchange) && declared.contains(&queue), "{exchange} → {queue}");
+                    assert!(
+                        declared.contains(&exchange) && declared.contains(&queue),
+                        "{exchange} → {queue}"
+                    );
                 }
             }
         }

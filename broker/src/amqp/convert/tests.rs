@@ -109,7 +109,11 @@ fn what_the_broker_adds_stays_out_and_what_it_would_act_on_is_not_sent() {
     assert_eq!(arrived.returns, 4);
     let newest = Death { queue: "lane.local".into(), reason: "delivery_limit".into() };
     assert_eq!(arrived.death, Some(newest));
-    assert_eq!(arrival(delivered(sent, b"", true), false).death, None, "a retry has a death too, and is alive");
+    assert_eq!(
+        arrival(delivered(sent, b"", true), false).death,
+        None,
+        "a retry has a death too, and is alive"
+    );
 
     let last = [("x-last-death-queue", words("jobs.low")), ("x-last-death-reason", words("expired"))];
     let sent = BasicProperties::default().with_headers(table(headers.into_iter().chain(last)));
@@ -117,9 +121,12 @@ fn what_the_broker_adds_stays_out_and_what_it_would_act_on_is_not_sent() {
     assert_eq!(arrival(delivered(sent, b"", true), true).death, Some(newest));
 
     let text = |text: &str| Value::Text(text.into());
-    let routed = [("BCC", text("dead")), ("CC", text("lane.local")), ("x-death", text("forged")), ("ok", text("y"))];
-    let message =
-        Message { headers: routed.map(|(name, value)| (name.to_owned(), value)).into(), ..Message::default() };
+    let routed =
+        [("BCC", text("dead")), ("CC", text("lane.local")), ("x-death", text("forged")), ("ok", text("y"))];
+    let message = Message {
+        headers: routed.map(|(name, value)| (name.to_owned(), value)).into(),
+        ..Message::default()
+    };
     let sent = properties(&message).unwrap();
     assert_eq!(*sent.headers(), Some(table([("ok", words("y"))])));
 }
