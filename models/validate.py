@@ -108,7 +108,8 @@ def main():
         print(json.dumps({"models": results, "failures": failures}))
     else:
         for name, r in results.items():
-            print(f"{name:12} accuracy {r['accuracy']:.4f} of {r['images']}  {r['bytes']:>9,} bytes  {r['p50_ms']:.3f} ms")
+            judged = f"accuracy {r['accuracy']:.4f} of {r['images']}"
+            print(f"{name:12} {judged}  {r['bytes']:>9,} bytes  {r['p50_ms']:.3f} ms")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
