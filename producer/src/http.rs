@@ -47,6 +47,7 @@ mod protocol;
 mod results;
 mod serve;
 
+pub use jobs::read_job;
 pub use serve::serve;
 
 /// What the face stands in front of.
@@ -77,8 +78,8 @@ pub struct Limits {
     pub json_bytes_max: usize,
     /// Largest line of a body of lines, in bytes.
     pub line_bytes_max: usize,
-    /// Most lines in one body.
-    pub lines_max: usize,
+    /// Most lines of one body whose answers the caller has not read: many send everything before they read anything.
+    pub unread_max: usize,
     /// Most bodies of lines at once.
     pub batches_max: usize,
     /// Bytes of all bodies in hand together.
@@ -95,10 +96,6 @@ pub struct Limits {
     pub infer_deadline: Duration,
     /// How long results are kept: an id older than that and the furthest deadline is not pending but unknown.
     pub record_keep: Duration,
-    /// Most connections.
-    pub connections_max: usize,
-    /// How long the head of a request may take to arrive.
-    pub header_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -107,7 +104,7 @@ impl Default for Limits {
             body_bytes_max: 64 << 20,
             json_bytes_max: 16 << 20,
             line_bytes_max: 4 << 20,
-            lines_max: 100_000,
+            unread_max: 100_000,
             batches_max: 8,
             bodies_bytes_max: 256 << 20,
             body_timeout: Duration::from_secs(30),
@@ -116,8 +113,6 @@ impl Default for Limits {
             ids_max: 1_000,
             infer_deadline: Duration::from_secs(60),
             record_keep: schemas::limits::RECORD_RETENTION_DEFAULT,
-            connections_max: 4_096,
-            header_timeout: Duration::from_secs(30),
         }
     }
 }

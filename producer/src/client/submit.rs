@@ -70,9 +70,8 @@ impl SubmitError {
     /// Whether the very same submit can succeed later.
     pub fn worth_another_try(&self) -> bool {
         match self {
-            Self::Blob(_) | Self::TooManyPending { .. } | Self::Full { .. } | Self::Unconfirmed { .. } => {
-                true
-            }
+            Self::Blob(error) => matches!(error, BlobError::Unusable { .. }),
+            Self::TooManyPending { .. } | Self::Full { .. } | Self::Unconfirmed { .. } => true,
             Self::Unavailable(error) => {
                 !matches!(error, PublishError::TooLarge { .. } | PublishError::Closed)
             }

@@ -1,8 +1,8 @@
 //! Many jobs in one request: lines of JSON in, lines out as the broker confirms them, in no order:
 //! `{"index":0,"id":"…"}` or `{"index":1,"status":400,"error":"…"}`; the index counts the lines that are not blank.
 //!
-//! Invariant: reading goes on whether or not the caller reads the answers, since many send everything first; what is
-//! answered and not yet read is bounded by the number of lines. A caller that goes away takes nothing back.
+//! Invariant: reading goes on whether or not the caller reads the answers, since many send everything first; answers
+//! that are not read are bounded in number. A caller that goes away takes nothing back.
 
 use super::body::{self, Allowance};
 use super::errors::Error;
@@ -16,7 +16,7 @@ use serde_json::json;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 /// Takes the lines of `body`; the answer follows as they are submitted.
@@ -28,12 +28,14 @@ pub(super) fn submit(app: &Arc<App>, body: Body) -> Result<Response, Error> {
             format!("{limit} requests are sending lines, the most there may be: try again later"),
         )
     })?;
-    // Unbounded by itself; `lines_max` bounds what is ever sent through it.
+    // Unbounded by itself; `unread` bounds what is in it.
     let (answers, answered) = mpsc::unbounded_channel();
+    let unread = Arc::new(Semaphore::new(app.limits.unread_max));
     let lines = Lines {
         app: app.clone(),
         body: body.into_data_stream(),
         buffer: BytesMut::new(),
+        unread: unread.clone(),
         count: 0,
         over: false,
     };
@@ -44,13 +46,15 @@ pub(super) fn submit(app: &Arc<App>, body: Body) -> Result<Response, Error> {
         let submits = lines.map(|(index, line)| submit_line(&app, index, line)).buffer_unordered(in_flight);
         let mut submits = pin!(submits);
         while let Some(answer) = submits.next().await {
-            // Nobody may be reading any more; the rest is submitted all the same.
+            // Nobody may be reading any more; what was read is submitted all the same.
             let _ = answers.send(answer);
         }
         drop(place);
     });
-    let answers = stream::unfold(answered, |mut answered| async move {
-        Some((Ok::<_, Infallible>(answered.recv().await?), answered))
+    let answers = stream::unfold((answered, unread), |(mut answered, unread)| async move {
+        let answer = answered.recv().await?;
+        unread.add_permits(1);
+        Some((Ok::<_, Infallible>(answer), (answered, unread)))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(answers)).into_response())
 }
@@ -78,6 +82,8 @@ struct Lines {
     app: Arc<App>,
     body: BodyDataStream,
     buffer: BytesMut,
+    /// Places for answers that are not read yet.
+    unread: Arc<Semaphore>,
     /// Lines that were not blank so far.
     count: usize,
     /// Nothing more can be read.
@@ -107,15 +113,28 @@ impl Lines {
             }
             let index = self.count;
             self.count += 1;
-            if index == self.app.limits.lines_max {
+            if let Err(error) = self.unread_place().await {
                 self.over = true;
-                let message = format!("body has over {index} lines: this one and all after it were not read");
-                return Some((index, Err(Error::too_large(message))));
+                return Some((index, Err(error)));
             }
             // Waits: what is in hand is on its way to the broker, and this reader holds nothing else back.
             let allowance = body::allow_when_free(&self.app, line.len()).await;
             return Some((index, Ok((line, allowance))));
         }
+    }
+
+    /// Waits until the answer to the next line has a place to stay until it is read.
+    async fn unread_place(&mut self) -> Result<(), Error> {
+        let place = timeout(self.app.limits.body_timeout, self.unread.acquire()).await;
+        let place = place.map_err(|_| {
+            let limit = self.app.limits.unread_max;
+            let message =
+                format!("{limit} answers wait to be read: this line and all after it were not taken");
+            Error::come_back(StatusCode::TOO_MANY_REQUESTS, message)
+        })?;
+        // Given back when the answer is read.
+        place.expect("this semaphore is never closed").forget();
+        Ok(())
     }
 
     async fn read_line(&mut self) -> Result<Option<Bytes>, Error> {

@@ -10,6 +10,7 @@ use broker::PublishError;
 use schemas::failure::FailureKind;
 use schemas::{Failure, JobResult, Status};
 use state::StateError;
+use state::blobs::BlobError;
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -118,6 +119,7 @@ impl From<SubmitError> for Error {
             SubmitError::TooLarge { .. } | SubmitError::Unavailable(PublishError::TooLarge { .. }) => {
                 Self::too_large(message)
             }
+            SubmitError::Blob(BlobError::TooLarge { .. }) => Self::too_large(message),
             SubmitError::Conflict { .. } => Self::new(StatusCode::CONFLICT, message),
             SubmitError::TooManyPending { .. } => Self::come_back(StatusCode::TOO_MANY_REQUESTS, message),
             SubmitError::Blob(_)
@@ -143,6 +145,9 @@ impl From<ResolveError> for Error {
     fn from(error: ResolveError) -> Self {
         match error {
             ResolveError::State(error) => error.into(),
+            ResolveError::Blob { reason: BlobError::NotFound { .. }, .. } => {
+                Self::new(StatusCode::GONE, error.to_string())
+            }
             ResolveError::Blob { .. } => Self::unavailable(error.to_string()),
             ResolveError::Record { .. } | ResolveError::NoStore { .. } => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())

@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use schemas::limits::DEADLINE_MAX;
-use schemas::{Class, JobId, JobResult, Opaque, Payload, Status};
+use schemas::{Class, JobId, JobResult, ModelName, Opaque, Payload, Status};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -27,7 +27,7 @@ use std::time::Duration;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JobRequest {
-    model: String,
+    model: ModelName,
     id: Option<JobId>,
     key: Option<String>,
     class: Option<Class>,
@@ -91,15 +91,25 @@ pub(super) async fn submit(
         .into_response())
 }
 
-/// Reads one job: a body, or one line of a body of lines.
+/// Reads one job as `POST /v1/jobs` takes it, whatever its model.
+pub fn read_job(json: &[u8]) -> Result<Submission, String> {
+    read(json, Bytes::new()).map_err(|error| error.message().to_owned())
+}
+
+/// Reads one job, a body or one line of a body of lines, and checks it against its model's contract.
 pub(super) fn decode(app: &App, head: &[u8], data: Bytes) -> Result<Submission, Error> {
+    let submission = read(head, data)?;
+    let model = app.model(submission.model.as_str(), None)?;
+    models::check(&model, &submission.input, &submission.outputs)?;
+    Ok(submission)
+}
+
+fn read(head: &[u8], data: Bytes) -> Result<Submission, Error> {
     let request: JobRequest = body::json(head)?;
-    let model = app.model(&request.model, None)?;
     let asks = Asks::of(request.parameters)?;
     let selection = Selection::of(request.outputs, asks.binary)?;
     let input = Payload::Tensors(tensors(request.inputs, data)?);
-    models::check(&model, &input, &selection.names)?;
-    let mut submission = Submission::new(model.name.clone(), input);
+    let mut submission = Submission::new(request.model, input);
     submission.identity = match (request.id, request.key) {
         (Some(id), None) => Identity::Id(id),
         (None, Some(key)) => Identity::Key(key),

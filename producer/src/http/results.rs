@@ -8,9 +8,9 @@ use axum::http::{HeaderMap, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
+use schemas::failure::{Failure, FailureKind};
 use schemas::{JobId, JobResult};
 use serde::Deserialize;
-use serde_json::json;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -87,11 +87,16 @@ fn check(app: &App, ids: &[JobId]) -> Result<(), Error> {
     }
 }
 
-/// A result as JSON; where its output cannot be had, its id with the error.
+/// A result as JSON; where its output cannot be had, the result without it and why. Others must not suffer for one.
 async fn line_of(app: &App, result: JobResult) -> Bytes {
-    let id = result.id;
+    let without = JobResult { output: None, ..result.clone() };
     match jobs::encode(app, result).await {
         Ok(line) => line,
-        Err(error) => json!({ "id": id, "error": error.message() }).to_string().into(),
+        Err(error) => {
+            let error = Some(Failure::new(FailureKind::BlobUnavailable, error.message()));
+            serde_json::to_vec(&JobResult { error, ..without })
+                .expect("a result without output is plain text")
+                .into()
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! Serving a router on a listener, within limits: connections, and the time a request's head may take.
 
-use super::Limits;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,19 +13,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
+/// Most connections; beyond them callers wait in the listener's backlog.
+const CONNECTIONS_MAX: usize = 4_096;
+/// How long the head of a request may take to arrive.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Serves until `shutdown` resolves, then takes no more requests and lets those under way end.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    limits: &Limits,
-    shutdown: impl Future<Output = ()>,
-) {
-    let places = Arc::new(Semaphore::new(limits.connections_max));
+pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
     loop {
         let accepted = async {
-            // Beyond the limit callers wait in the listener's backlog.
             let place = places.clone().acquire_owned().await.expect("this semaphore is never closed");
             (accept(&listener).await, place)
         };
@@ -36,7 +34,7 @@ pub async fn serve(
         };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
+            .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
         let connection = connections.watch(connection);
         tokio::spawn(async move {
