@@ -19,7 +19,7 @@ use tests::until::until;
 
 /// Names the probe that this program shall be.
 const PROBE: &str = "STRAIGHTLINE_TESTS_PROBE";
-const BOUND: Duration = Duration::from_secs(120);
+const BOUND: Duration = Duration::from_secs(75);
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     use Need::{Binary, Python, Rabbit310, Redis};

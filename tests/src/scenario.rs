@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::process;
 use crate::services::{RabbitVersion, Redis};
 use crate::stage::{Context, Stage};
+use crate::until::cut_off_waiting;
 
 /// A scenario that says nothing else is cut off after this.
 const DEFAULT_BOUND: Duration = Duration::from_secs(180);
@@ -77,7 +78,7 @@ impl Scenario {
     {
         let body = move |context: &Context, bound| {
             let outcome = context.stage.runtime.block_on(async { timeout(bound, body(context)).await });
-            outcome.with_context(|| format!("not done within {bound:?}"))?
+            outcome.map_err(|_| anyhow!("not done within {bound:?}; {}", cut_off_waiting()))?
         };
         Self {
             name: name.into(),
@@ -152,7 +153,7 @@ fn perform(scenario: Scenario, stage: &Arc<Stage>) -> Result<(), Failed> {
     let context = Context::new(stage, &scenario.name).map_err(failed)?;
     // Caught here and not by the runner, so that a failed assertion shows the logs too.
     let outcome = catch_unwind(AssertUnwindSafe(|| (scenario.body)(&context, scenario.bound)))
-        .unwrap_or_else(|_| Err(anyhow!("it panicked; its message is above")))
+        .unwrap_or_else(|_| Err(anyhow!("it panicked, its message is above; {}", cut_off_waiting())))
         .and_then(|()| context.leave());
     outcome.map_err(|error| Failed::from(format!("{error:#}\n{}", context.logs())))
 }

@@ -250,6 +250,9 @@ impl Rabbit {
             ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
             ("RABBITMQ_NODE_PORT", self.amqp.to_string()),
             ("RABBITMQ_DIST_PORT", self.distribution.to_string()),
+            // Each rabbitmqctl listens too, by default on one of eleven ports for the whole machine.
+            ("RABBITMQ_CTL_DIST_PORT_MIN", "32000".to_owned()),
+            ("RABBITMQ_CTL_DIST_PORT_MAX", "32700".to_owned()),
             ("RABBITMQ_CONFIG_FILE", format!("{at}/rabbitmq.conf")),
             ("RABBITMQ_ADVANCED_CONFIG_FILE", format!("{at}/advanced.config")),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", format!("{at}/plugins")),
