@@ -9,7 +9,7 @@ Both graphs take raw pixel values (0..16) and scale them inside, so that no call
 model was trained; both count examples in their first dimension, which is left open.
 
     train.py             everything, about six minutes of processor time
-    train.py data mlp    only these steps
+    train.py --only mlp  one step: data, mlp or conv
 """
 
 import argparse
@@ -291,8 +291,9 @@ STEPS = ["data", "mlp", "conv"]
 
 def main():
     parser = argparse.ArgumentParser(description="train the digit classifiers")
-    parser.add_argument("steps", nargs="*", choices=STEPS, help="what to do; everything if none is named")
-    steps = parser.parse_args().steps or STEPS
+    parser.add_argument("--only", choices=STEPS, help="one step in place of all")
+    only = parser.parse_args().only
+    steps = [only] if only else STEPS
     images, labels, held_out_images, held_out_labels = load_split()
     print(f"{len(labels)} images to train on, {len(held_out_labels)} held out")
     if "data" in steps:
