@@ -54,12 +54,22 @@ pub trait Fixture: Send + Sync + Sized {
     fn service_apart(&self) -> bool;
 }
 
-/// One named test per property, over the fixture named. Attributes before it go on each test:
+/// Runs one property.
+pub type Run = fn() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One named test per property, over the fixture named; `list` before it gives names and [`Run`]s in place of tests.
+/// Attributes before it go on each test:
 /// `conformance_suite!(#[ignore = "needs a broker"] MyFixture);`
 #[macro_export]
 macro_rules! conformance_suite {
+    (list $fixture:ty) => {
+        $crate::conformance_suite! { @names list [] $fixture }
+    };
     ($(#[$attribute:meta])* $fixture:ty) => {
-        $crate::conformance_suite! { @each [$(#[$attribute])*] $fixture:
+        $crate::conformance_suite! { @names each [$(#[$attribute])*] $fixture }
+    };
+    (@names $what:ident $attributes:tt $fixture:ty) => {
+        $crate::conformance_suite! { @$what $attributes $fixture:
             order_is_kept_per_publisher_and_queue
             thousands_in_flight_arrive_once_and_in_order
             what_is_published_comes_out_the_same
@@ -91,6 +101,9 @@ macro_rules! conformance_suite {
             a_broadcast_reaches_every_listener
             closing_ends_everything
         }
+    };
+    (@list $attributes:tt $fixture:ty: $($property:ident)+) => {
+        [$((stringify!($property), (|| Box::pin($crate::conformance::$property::<$fixture>())) as $crate::conformance::Run)),+]
     };
     (@each $attributes:tt $fixture:ty: $($property:ident)+) => {
         $($crate::conformance_suite! { @one $attributes $fixture: $property })+

@@ -404,9 +404,9 @@ impl Loop {
         if moves.is_empty() {
             return;
         }
-        self.in_hand
-            .store(u32::try_from(self.held.len() + moves.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        let in_hand = Arc::clone(&self.in_hand);
         self.settling.spawn(async move {
+            let _released = Released(in_hand, u32::try_from(moves.len()).unwrap_or(0));
             let mut refused = Vec::new();
             for (receipt, delivery) in moves {
                 match receipt.await {

@@ -1,7 +1,11 @@
 //! The one integration binary: every scenario by name. `tests/run` prepares what they need.
 
+mod bad_input;
+mod conformance;
+mod deployment;
 mod harness;
 mod layering;
+mod pipeline;
 
 use std::process::ExitCode;
 
@@ -12,6 +16,12 @@ fn main() -> Result<ExitCode> {
     if let Some(probe) = harness::probe() {
         return scenario::run(probe);
     }
-    let rooms: [Vec<Scenario>; _] = [layering::scenarios(), harness::scenarios()];
+    let rooms: [Vec<Scenario>; _] = [
+        layering::scenarios(),
+        harness::scenarios(),
+        conformance::scenarios(),
+        pipeline::scenarios(),
+        bad_input::scenarios(),
+    ];
     scenario::run(rooms.into_iter().flatten().collect())
 }

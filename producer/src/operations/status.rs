@@ -182,6 +182,8 @@ fn lane_status(lane: Lane, workers: &[WorkerReport], facts: Option<LaneFacts>) -
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let draining = count(alive.len() - taking.len());
     let note = taking.is_empty().then(|| match draining {
+        // Workers of the other lanes are still to come.
+        0 if lane != Lane::Local => "it has no worker: this version runs the local lane, jobs go to the rule's next lane".to_owned(),
         0 => format!("no worker is alive: start one with `straightline worker --lane {lane}`"),
         _ => format!("its last workers are draining: start another with `straightline worker --lane {lane}`"),
     });
@@ -195,7 +197,8 @@ fn lane_status(lane: Lane, workers: &[WorkerReport], facts: Option<LaneFacts>) -
         running: alive.iter().map(|worker| worker.running).sum(),
         prefetched: alive.iter().map(|worker| worker.prefetched).sum(),
         room: facts.map(|facts| facts.left),
-        completed_per_s: alive.iter().map(|worker| worker.completed_per_s).sum(),
+        // Not `sum`: of nothing that is -0.0.
+        completed_per_s: alive.iter().fold(0.0, |sum, worker| sum + worker.completed_per_s),
     }
 }
 
