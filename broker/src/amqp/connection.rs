@@ -6,31 +6,18 @@
 //! client library's own recovery is off, because it brings back neither a channel that the broker closed nor a
 //! consumer that it cancelled, and one way of recovering is easier to reason about than two.
 
-use super::endpoint::Endpoint;
+use super::handshake::{RECONNECT_DELAY_MIN, Setup, connect, reason};
 use super::{Phase, Phases, Tasks, topology};
-use crate::{BrokerError, Health, Limits};
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use crate::{BrokerError, Health};
 use futures_util::StreamExt;
-use lapin::tcp::AsyncTcpStream;
-use lapin::types::LongString;
-use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
-use std::io;
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use lapin::{Connection, Event};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::lookup_host;
 use tokio::sync::{Notify, watch};
 use tokio::time::{interval, sleep, timeout};
 
-/// The first delay before connecting again; it doubles from there.
-const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
 /// Some ends of a connection are announced to nobody: look now and then.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// The broker's codes for a wrong login and for a virtual host that is not there or not ours.
-const ACCESS_REFUSED: u16 = 403;
-const NOT_ALLOWED: u16 = 530;
 
 /// What a connection is for. The two are apart because a broker that holds back publishers stops reading their
 /// connection, and acknowledgements must still get through.
@@ -43,80 +30,11 @@ pub(super) enum Role {
 impl Role {
     const ALL: [Self; 2] = [Self::Publishing, Self::Consuming];
 
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Publishing => "publishing",
             Self::Consuming => "consuming",
         }
-    }
-}
-
-/// How to connect.
-#[derive(Debug)]
-pub(super) struct Setup {
-    pub(super) endpoint: Endpoint,
-    pub(super) limits: Limits,
-    pub(super) name: String,
-    pub(super) connect_timeout: Duration,
-    pub(super) heartbeat: Duration,
-    pub(super) reconnect_delay_max: Duration,
-}
-
-impl Setup {
-    /// The broker cannot be reached, for this reason.
-    pub(super) fn unreachable(&self, reason: String) -> BrokerError {
-        BrokerError::Unreachable { address: self.endpoint.address(), reason }
-    }
-
-    /// Something asked of an open connection failed.
-    pub(super) fn failed(&self, operation: &str, error: &lapin::Error) -> BrokerError {
-        match code(error) {
-            Some(_) => BrokerError::Refused { operation: operation.to_owned(), reason: reason(error) },
-            None => self.unreachable(format!("failed to {operation}: {}", reason(error))),
-        }
-    }
-
-    /// Connecting failed.
-    fn not_opened(&self, error: &lapin::Error) -> BrokerError {
-        let endpoint = &self.endpoint;
-        match code(error) {
-            Some(ACCESS_REFUSED) => {
-                BrokerError::Credentials { address: endpoint.address(), user: endpoint.user().to_owned() }
-            }
-            Some(NOT_ALLOWED) => BrokerError::Refused {
-                operation: format!("open virtual host {:?} for user {:?}", endpoint.vhost(), endpoint.user()),
-                reason: reason(error),
-            },
-            Some(_) => BrokerError::Refused { operation: "open a connection".into(), reason: reason(error) },
-            None => self.unreachable(reason(error)),
-        }
-    }
-
-    /// Delays for one series of tries, without end.
-    pub(super) fn backoff(&self) -> ExponentialBackoff {
-        ExponentialBuilder::default()
-            .with_min_delay(RECONNECT_DELAY_MIN)
-            .with_max_delay(self.reconnect_delay_max.max(RECONNECT_DELAY_MIN))
-            .with_jitter()
-            .without_max_times()
-            .build()
-    }
-}
-
-/// The text of an error, as the broker or the system said it.
-pub(super) fn reason(error: &lapin::Error) -> String {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
-        ErrorKind::IOError(error) => error.to_string(),
-        _ => error.to_string(),
-    }
-}
-
-/// The code the broker gave for a refusal, if it was one.
-pub(super) fn code(error: &lapin::Error) -> Option<u16> {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => Some(error.get_id()),
-        _ => None,
     }
 }
 
@@ -355,85 +273,6 @@ fn combined(roles: &[Health]) -> Health {
     roles.iter().max_by_key(badness).cloned().unwrap_or(Health::Connected)
 }
 
-/// Connects once and declares the topology.
-async fn connect(setup: &Setup, role: Role) -> Result<Connection, BrokerError> {
-    let connection = handshake(setup, role).await?;
-    topology::declare_all(&connection, setup).await?;
-    Ok(connection)
-}
-
-async fn handshake(setup: &Setup, role: Role) -> Result<Connection, BrokerError> {
-    let name = format!("{} {}", setup.name, role.as_str());
-    let properties = ConnectionProperties::default().with_connection_name(LongString::from(name));
-    let mut uri = setup.endpoint.uri.clone();
-    let heartbeat = setup.heartbeat.as_secs().clamp(1, u16::MAX.into());
-    uri.query.heartbeat = u16::try_from(heartbeat).ok();
-
-    let runtime = lapin::runtime::default_runtime().map_err(|error| setup.unreachable(error.to_string()))?;
-    let socket = Socket::default();
-    let (endpoint, limit, held) = (setup.endpoint.clone(), setup.connect_timeout, socket.clone());
-    let opening = Connection::connector(
-        uri,
-        runtime,
-        async move |uri, runtime| {
-            let connecting = async {
-                let found = lookup_host((uri.authority.host.as_str(), uri.authority.port)).await?;
-                AsyncTcpStream::connect(&runtime, found.collect::<Vec<_>>()).await
-            };
-            let stream =
-                timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-            if let AsyncTcpStream::Plain(stream) = &stream {
-                held.hold(stream.get_ref());
-            }
-            match endpoint.encrypted() {
-                true => Ok(stream.into_tls(&uri.authority.host, endpoint.tls.as_ref()).await?),
-                false => Ok(stream),
-            }
-        },
-        properties,
-    );
-    let opened = timeout(setup.connect_timeout, opening).await;
-    match opened {
-        Ok(outcome) => {
-            socket.release();
-            outcome.map_err(|error| setup.not_opened(&error))
-        }
-        Err(_) => {
-            socket.shut();
-            let waited = setup.connect_timeout;
-            Err(setup.unreachable(format!(
-                "no answer within {waited:?}: is this an AMQP port, and encrypted or not?"
-            )))
-        }
-    }
-}
-
-/// The socket of a connection being opened, so that it can be shut down when we stop waiting: the client library
-/// would wait for ever, on a thread of its own, for a broker that accepts and says nothing.
-#[derive(Clone, Default)]
-struct Socket(Arc<Mutex<Option<TcpStream>>>);
-
-impl Socket {
-    fn hold(&self, stream: &impl AsFd) {
-        *self.lock() = stream.as_fd().try_clone_to_owned().ok().map(TcpStream::from);
-    }
-
-    fn shut(&self) {
-        if let Some(stream) = self.lock().take() {
-            // It may be gone already, which is as well.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-
-    fn release(&self) {
-        self.lock().take();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<TcpStream>> {
-        self.0.lock().expect("nothing panics with the socket in hand")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -460,29 +299,5 @@ mod tests {
         assert_eq!(*receiver.borrow_and_update(), Health::Connected);
         board.set(Role::Consuming, Health::Connected);
         assert!(!receiver.has_changed().unwrap());
-    }
-
-    fn client_threads() -> usize {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        names.filter(|name| name.starts_with("lapin-io-loop")).count()
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_peer_that_accepts_and_says_nothing_is_given_up_and_leaves_no_thread_behind() {
-        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("amqp://guest:guest@{}/%2f", silent.local_addr().unwrap());
-        let config = crate::amqp::Config {
-            connect_timeout: Duration::from_millis(300),
-            ..crate::amqp::Config::new(url.into())
-        };
-        let error = crate::amqp::Amqp::open(config).await.err().unwrap();
-        assert!(error.to_string().contains("no answer within 300ms"), "{error}");
-        let gone = async {
-            while client_threads() > 0 {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(Duration::from_secs(10), gone).await.expect("the client library's thread ends");
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 /// What the task passes on to the handle.
 pub(super) enum Item {
-    Arrived(Arrived),
+    Arrived(Box<Arrived>),
     Resumed,
 }
 
@@ -74,7 +74,7 @@ impl Drop for Settler {
 pub(super) struct AmqpConsumer {
     items: mpsc::UnboundedReceiver<Item>,
     /// Taken from `items` and held back, because as many are out as may be.
-    next: Option<Arrived>,
+    next: Option<Box<Arrived>>,
     prefetch: u32,
     /// Dropped with the handle, which ends the task.
     commands: mpsc::UnboundedSender<Command>,
@@ -130,7 +130,7 @@ impl Consumer for AmqpConsumer {
             }
             let arrived = self.next.take().expect("filled above");
             if !ledger.over() {
-                return Some(Incoming::Delivery(Box::new(self.delivery(arrived))));
+                return Some(Incoming::Delivery(Box::new(self.delivery(*arrived))));
             }
         }
     }

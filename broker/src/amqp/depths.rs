@@ -1,6 +1,7 @@
 //! How full queues are: asked by a passive declare, on a channel kept for it.
 
-use super::connection::{Link, code};
+use super::connection::Link;
+use super::handshake::code;
 use crate::queue::Queue;
 use crate::{BrokerError, Depth};
 use lapin::Channel;

@@ -49,7 +49,13 @@ pub struct Rabbit {
     service: Arc<dyn Service>,
     url: String,
     limits: Limits,
-    doors: Mutex<Vec<(Arc<dyn Broker>, JoinSet<()>)>>,
+    doors: Mutex<Vec<Door>>,
+}
+
+/// A way to the service, open while its tasks live, and who goes through it.
+struct Door {
+    broker: Arc<dyn Broker>,
+    _tasks: JoinSet<()>,
 }
 
 #[async_trait]
@@ -70,13 +76,13 @@ impl Fixture for Rabbit {
             ..Config::new(SecretString::from(url))
         };
         let broker: Arc<dyn Broker> = Amqp::open(config).await.expect("the service is there");
-        self.doors.lock().expect("no panic in between").push((broker.clone(), tasks));
+        self.doors.lock().expect("no panic in between").push(Door { broker: broker.clone(), _tasks: tasks });
         broker
     }
 
     async fn crash(&self, broker: Arc<dyn Broker>) {
         let mut doors = self.doors.lock().expect("no panic in between");
-        let nth = doors.iter().position(|(found, _)| Arc::ptr_eq(found, &broker)).expect("opened here");
+        let nth = doors.iter().position(|door| Arc::ptr_eq(&door.broker, &broker)).expect("opened here");
         // Its tasks go and its sockets with them; what the process does from now on reaches nobody.
         doors.swap_remove(nth);
     }

@@ -1,7 +1,8 @@
 //! Listening to broadcasts: an exclusive queue of our own, made anew after every loss. What is said in between is
 //! missed.
 
-use super::connection::{Link, reason};
+use super::connection::Link;
+use super::handshake::reason;
 use super::{FAREWELL, Phase, Phases, Tasks, topology};
 use crate::BrokerError;
 use bytes::Bytes;

@@ -73,7 +73,20 @@ enum Failure {
     Unconfirmed,
 }
 
-type Outcome = Result<Confirmation, Failure>;
+/// What the broker answered. The returned message may be another's.
+struct Answer {
+    accepted: bool,
+    returned: Option<Box<BasicReturnMessage>>,
+}
+
+impl From<Confirmation> for Answer {
+    fn from(confirmation: Confirmation) -> Self {
+        let accepted = confirmation.is_ack();
+        Self { accepted, returned: confirmation.take_message().map(Box::new) }
+    }
+}
+
+type Outcome = Result<Answer, Failure>;
 
 enum Progress {
     Publishing(Pin<Box<dyn Future<Output = Outcome> + Send>>),
@@ -101,10 +114,10 @@ impl InFlight {
         Poll::Ready(())
     }
 
-    /// The returned message that came with its confirm, which may be another's.
-    fn take_returned(&mut self) -> Option<BasicReturnMessage> {
+    /// The returned message that came with its confirm.
+    fn take_returned(&mut self) -> Option<Box<BasicReturnMessage>> {
         match &mut self.progress {
-            Progress::Done(Ok(Confirmation::Ack(returned) | Confirmation::Nack(returned))) => returned.take(),
+            Progress::Done(Ok(answer)) => answer.returned.take(),
             _ => None,
         }
     }
@@ -117,10 +130,8 @@ impl InFlight {
     fn verdict(&self) -> Result<(), PublishError> {
         match &self.progress {
             _ if self.returned => Err(PublishError::Unroutable { queue: self.parcel.queue() }),
-            Progress::Done(Ok(Confirmation::Ack(_))) => Ok(()),
-            Progress::Done(Ok(Confirmation::Nack(_))) => {
-                Err(PublishError::Full { queue: self.parcel.queue() })
-            }
+            Progress::Done(Ok(answer)) if answer.accepted => Ok(()),
+            Progress::Done(Ok(_)) => Err(PublishError::Full { queue: self.parcel.queue() }),
             _ => Err(PublishError::Lost),
         }
     }
@@ -180,7 +191,8 @@ impl Outlet {
         let (open, body) = (open.clone(), parcel.message.body.clone());
         let mut publishing: Pin<Box<dyn Future<Output = Outcome> + Send>> = Box::pin(async move {
             let sent = open.channel.basic_publish(exchange, key, options, &body, properties).await;
-            sent.map_err(|_| Failure::Unsent)?.await.map_err(|_| Failure::Unconfirmed)
+            let confirm = sent.map_err(|_| Failure::Unsent)?;
+            confirm.await.map(Answer::from).map_err(|_| Failure::Unconfirmed)
         });
 
         let (sender, receipt) = Receipt::pending();

@@ -2,8 +2,9 @@
 
 use super::acks::{Acks, Frame, Tag};
 use super::allowance::{Allowance, Id, Step};
-use super::connection::{Link, reason};
+use super::connection::Link;
 use super::consumer::{Arrived, Command, Item, Settler};
+use super::handshake::reason;
 use super::{FAREWELL, Phase, Phases, topology};
 use crate::BrokerError;
 use crate::delivery::Settlement;
@@ -270,7 +271,7 @@ impl Session {
             self.allowance.delivered(id);
             let settler = Settler::new(self.ledger.clone(), tag);
             // A handle that is gone gives it back by dropping it.
-            let _ = items.send(Item::Arrived(Arrived { delivery, settler }));
+            let _ = items.send(Item::Arrived(Box::new(Arrived { delivery, settler })));
         }
     }
 }

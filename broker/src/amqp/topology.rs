@@ -9,7 +9,7 @@
 //!
 //! Dead-lettering is at least once, which needs `reject-publish`: a full queue then refuses in place of dropping.
 
-use super::connection::{Setup, code, reason};
+use super::handshake::{Setup, code, reason};
 use crate::queue::Queue;
 use crate::{BrokerError, Limits};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};

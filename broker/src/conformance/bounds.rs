@@ -89,7 +89,7 @@ pub async fn depths_tell_ready_unacked_and_consumers<F: Fixture>() {
     };
     eventually("3 ready, 2 out, 1 consumer", || is(3, 2, 1)).await;
     drop(consumer);
-    eventually("3 ready, 2 out, no consumer", || is(3, 2, 0)).await;
+    // What a consumer was given may keep it on a broker's list until it is settled.
     held.into_iter().for_each(crate::Delivery::ack);
     eventually("3 ready, none out, no consumer", || is(3, 0, 0)).await;
 
