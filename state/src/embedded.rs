@@ -1,7 +1,7 @@
 //! State in this process: for one machine, with nothing to install.
 //!
-//! What must outlive the process rests in `state.redb` ([`store`]): records, noted starts and the dead index. A
-//! call that writes resolves once its write is on disk; writes of many callers share one commit ([`committer`]). What
+//! What must outlive the process rests in `state.redb` (module `store`): records, noted starts and the dead index. A
+//! call that writes resolves once its write is on disk; writes of many callers share one commit (module `committer`). What
 //! is a fact about live processes (frequency, heartbeats, claims, leases) is kept in memory only: after
 //! a restart there are none.
 //!
@@ -72,7 +72,8 @@ struct Live {
 }
 
 impl Embedded {
-    /// Opens the state in `config.dir`, or makes it. After a crash this reads the whole file once.
+    /// Opens the state in `config.dir`, or makes it. After a crash this may read the whole file, if it is not a large
+    /// one; a file that another process has is waited for up to three seconds.
     pub async fn open(config: Config) -> Result<Arc<Self>, StateError> {
         let live = Live {
             registry: Registry::new(config.limits.model_memory),

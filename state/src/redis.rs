@@ -1,8 +1,8 @@
 //! State in Redis: for many machines. Redis 6.2 or later, or a server that speaks as it does.
 //!
 //! Every call is one round trip: a pipeline, or a script where it must be atomic. Calls of many tasks share a few
-//! connections and follow one another without waiting ([`link`]). While the server is away calls fail within the
-//! time-outs, most of them at once ([`circuit`]); they work again by themselves when it is back, with or without data.
+//! connections and follow one another without waiting (module `link`). While the server is away calls fail within the
+//! time-outs, most of them at once (module `circuit`); they work again by themselves when it is back, with or without data.
 //!
 //! Keys, all under the configured prefix and a colon (`sl:w`); an id is its 16 bytes:
 //!

@@ -26,14 +26,14 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(10);
 /// How soon a file that failed is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
-/// What a job does in the transaction.
-pub(super) type Apply = Box<dyn FnOnce(&mut Tables<'_>, UnixMillis) -> redb::Result<Answer> + Send>;
+/// What a job does in the transaction, how that went, and how its caller is told.
+pub(super) type Apply = Box<dyn FnOnce(&mut Tables<'_>, UnixMillis) -> (redb::Result, Answer) + Send>;
 /// Tells its caller how the commit went.
 pub(super) type Answer = Box<dyn FnOnce(Result<(), StateError>) + Send>;
 
 /// One caller's part of a transaction.
 pub(super) struct Job {
-    /// What it does. Dropped unused when the transaction fails before its turn.
+    /// What it does. Dropped unused when the transaction fails before its turn: its caller then asks the file why.
     pub(super) apply: Apply,
     /// Whether it writes.
     pub(super) writes: bool,
@@ -74,7 +74,9 @@ impl Committer {
         if self.file.has_failed() && Instant::now() >= self.reopen_at {
             match self.file.open() {
                 Ok(()) => tracing::info!("the state's store works again"),
-                Err(error) => tracing::warn!(error = %error, "failed to open the state's store again"),
+                Err(unopened) => {
+                    tracing::warn!(error = %unopened.error, "failed to open the state's store again")
+                }
             }
             self.reopen_at = Instant::now() + REOPEN_PAUSE;
         }
@@ -87,12 +89,16 @@ impl Committer {
         let sweeps = started >= self.sweep_at;
         let mut more_to_sweep = false;
         let (mut answers, mut rooms) = (Vec::with_capacity(jobs), Vec::with_capacity(jobs));
+        // Those whose turn does not come must not be dropped before the file knows why.
+        let mut waiting = batch.into_iter();
         let work = |tables: &mut Tables<'_>| {
             let mut writes = false;
-            for job in batch {
+            for job in waiting.by_ref() {
                 rooms.push(job.room);
                 writes |= job.writes;
-                answers.push((job.apply)(tables, now)?);
+                let (applied, answer) = (job.apply)(tables, now);
+                answers.push(answer);
+                applied?;
             }
             if sweeps {
                 let swept = tables.sweep(now, SWEEP_STEP)?;

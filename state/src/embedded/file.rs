@@ -9,6 +9,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::RwLock;
 
+/// Largest file that is read as a whole after a crash: a few seconds.
+const REPAIR_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Its name in the folder.
 const NAME: &str = "state.redb";
 
@@ -40,33 +42,36 @@ impl StoreFile {
     }
 
     /// Opens it, or makes it.
-    pub(super) fn open(&self) -> Result<(), StateError> {
+    pub(super) fn open(&self) -> Result<(), Unopened> {
         let opened = self.try_open();
-        let result = opened.as_ref().map(drop).map_err(|reason| self.error(reason));
-        self.hold(opened.map_or_else(Held::Failed, Held::Open));
+        let result = opened
+            .as_ref()
+            .map(drop)
+            .map_err(|unopened| Unopened { in_use: unopened.in_use, error: self.error(&unopened.reason) });
+        self.hold(opened.map_or_else(|unopened| Held::Failed(unopened.reason), Held::Open));
         result
     }
 
-    fn try_open(&self) -> Result<Database, String> {
-        let io = |error: io::Error| error.to_string();
+    fn try_open(&self) -> Result<Database, Reason> {
         let dir = self.path.parent().unwrap_or(&self.path);
-        fs::create_dir_all(dir).map_err(io)?;
+        fs::create_dir_all(dir)?;
         let new = !self.path.exists();
         let mut builder = Database::builder();
         builder.set_cache_size(self.cache_bytes);
         let database = builder.create(&self.path).map_err(|error| unopened(&error))?;
-        let transaction = database.begin_write().map_err(|error| told(&error.into()))?;
-        let format = store::prepare(&transaction).map_err(|error| told(&error.into()))?;
+        let told = |error: redb::Error| told(&error);
+        let transaction = database.begin_write().map_err(|error| told(error.into()))?;
+        let format = store::prepare(&transaction).map_err(|error| told(error.into()))?;
         if format > FORMAT {
-            return Err(format!(
+            return Err(Reason::from(format!(
                 "it has format {format}, this build reads up to {FORMAT}: use the newer build that wrote it, or \
                  another folder"
-            ));
+            )));
         }
-        transaction.commit().map_err(|error| told(&error.into()))?;
+        transaction.commit().map_err(|error| told(error.into()))?;
         if new {
             // The file's own name must survive a power cut as well.
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+            File::open(dir).and_then(|dir| dir.sync_all())?;
         }
         Ok(database)
     }
@@ -94,7 +99,10 @@ impl StoreFile {
         database: &Database,
         work: impl FnOnce(&mut Tables<'_>) -> redb::Result<bool>,
     ) -> Result<(), redb::Error> {
-        let transaction: WriteTransaction = database.begin_write()?;
+        let mut transaction: WriteTransaction = database.begin_write()?;
+        // One sync per commit while the file is small enough to be checked quickly after a crash, two above that.
+        let bytes = fs::metadata(&self.path).map_or(0, |meta| meta.len());
+        transaction.set_quick_repair(bytes > REPAIR_BYTES_MAX);
         let mut tables = Tables::open(&transaction, self.dead_max)?;
         let wrote = work(&mut tables)?;
         drop(tables);
@@ -136,7 +144,7 @@ impl StoreFile {
     /// Why a call was not answered.
     pub(super) fn last_error(&self) -> StateError {
         match &*self.database.read().expect(LOCK) {
-            Held::Open(_) => self.error("its thread has stopped: restart this process"),
+            Held::Open(_) => self.error("a call was broken off by a fault that the log tells of"),
             Held::Failed(reason) => self.error(reason),
             Held::Closed => self.closed(),
         }
@@ -159,6 +167,31 @@ impl StoreFile {
 /// Nothing but a swap happens under the lock for writing, and readers that panic do not poison it.
 const LOCK: &str = "the lock is never poisoned";
 
+/// Why it could not be opened.
+pub(super) struct Unopened {
+    /// Whether another process has it, which may be about to end.
+    pub(super) in_use: bool,
+    /// All of it, for people.
+    pub(super) error: StateError,
+}
+
+struct Reason {
+    in_use: bool,
+    reason: String,
+}
+
+impl From<String> for Reason {
+    fn from(reason: String) -> Self {
+        Self { in_use: false, reason }
+    }
+}
+
+impl From<io::Error> for Reason {
+    fn from(error: io::Error) -> Self {
+        error.to_string().into()
+    }
+}
+
 /// What to do about a file that holds what no version of this build wrote.
 pub(super) fn damaged(why: &str) -> String {
     format!(
@@ -167,21 +200,20 @@ pub(super) fn damaged(why: &str) -> String {
     )
 }
 
-fn unopened(error: &DatabaseError) -> String {
+fn unopened(error: &DatabaseError) -> Reason {
     match error {
         DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
-            "another process has it open: stop that one, or use another folder".to_owned()
+            let reason = "another process has it open: stop that one, or use another folder".to_owned();
+            Reason { in_use: true, reason }
         }
-        DatabaseError::UpgradeRequired(version) => {
-            format!(
-                "it is a store of version {version}, which this build cannot read: move it away and start again"
-            )
-        }
+        DatabaseError::UpgradeRequired(version) => Reason::from(format!(
+            "it is a store of version {version}, which this build cannot read: move it away and start again"
+        )),
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-            damaged(&error.to_string())
+            damaged(&error.to_string()).into()
         }
-        DatabaseError::Storage(StorageError::Io(error)) => error.to_string(),
-        other => damaged(&other.to_string()),
+        DatabaseError::Storage(StorageError::Io(error)) => error.to_string().into(),
+        other => damaged(&other.to_string()).into(),
     }
 }
 

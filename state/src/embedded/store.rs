@@ -14,6 +14,9 @@
 //! as good as gone for every reader and writer, whether it has been swept yet or not.
 //! Invariant: a table and its index agree after every transaction.
 
+#[cfg(test)]
+mod tests;
+
 use crate::{Finish, Record, Start};
 use bytes::Bytes;
 use redb::{

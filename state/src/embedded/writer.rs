@@ -5,20 +5,25 @@
 //! nobody is told of a result that a crash could still take back.
 
 use super::Config;
-use super::committer::{Answer, Apply, Committer, Job};
-use super::file::{StoreFile, damaged};
+use super::committer::{Apply, Committer, Job};
+use super::file::{StoreFile, Unopened, damaged};
 use super::store::{self, Snapshot, Tables};
 use crate::{Finish, Record, StateError};
+use backon::{ConstantBuilder, Retryable};
 use bytes::Bytes;
 use schemas::{JobId, UnixMillis};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, oneshot};
 
 /// Unit of the budget for waiting writes, in bytes.
 const BUDGET_UNIT: usize = 1024;
+/// Between two tries to open a file that another process has.
+const IN_USE_PAUSE: Duration = Duration::from_millis(50);
+/// How often that is tried again: three seconds in all.
+const IN_USE_TRIES: usize = 60;
 
 /// The way to the file.
 pub(super) struct Writer {
@@ -36,21 +41,12 @@ impl Writer {
         let units = (config.pending_bytes_max / BUDGET_UNIT).clamp(1, Semaphore::MAX_PERMITS);
         let budget_units = u32::try_from(units).unwrap_or(u32::MAX);
         let file = Arc::new(StoreFile::new(&config));
+        open_file(&file).await?;
         let (jobs, waiting) = mpsc::channel();
-        let (ready, opened) = oneshot::channel();
-        let own = Arc::clone(&file);
-        let run = move || {
-            let opened = own.open();
-            let usable = opened.is_ok();
-            // Whoever opens may have given up waiting; then there is nobody to work for.
-            if ready.send(opened).is_ok() && usable {
-                Committer::new(own).run(&waiting);
-            }
-        };
-        let thread = std::thread::Builder::new().name("state-store".to_owned()).spawn(run);
+        let committer = Committer::new(Arc::clone(&file));
+        let thread = std::thread::Builder::new().name("state-store".to_owned());
+        let thread = thread.spawn(move || committer.run(&waiting));
         let thread = thread.map_err(|error| file.error(&error.to_string()))?;
-        // Opening a damaged file may panic; the thread is gone then without an answer.
-        opened.await.unwrap_or_else(|_| Err(file.error(&damaged("it makes the store panic"))))?;
         Ok(Self {
             file,
             jobs: Mutex::new(Some(jobs)),
@@ -100,10 +96,16 @@ impl Writer {
         let room = room.map_err(|_| self.file.closed())?;
         let (reply, replied) = oneshot::channel();
         let apply: Apply = Box::new(move |tables, now| {
-            let done = apply(tables, now)?;
-            // A caller that went away needs no answer.
-            let answer: Answer = Box::new(move |committed| drop(reply.send(committed.map(|()| done))));
-            Ok(answer)
+            let (applied, done) = match apply(tables, now) {
+                Ok(done) => (Ok(()), Some(done)),
+                Err(error) => (Err(error), None),
+            };
+            let answer = move |committed: Result<(), StateError>| {
+                let answer = committed.map(|()| done.expect("what was not applied is not committed"));
+                // A caller that went away needs no answer.
+                drop(reply.send(answer));
+            };
+            (applied, Box::new(answer))
         });
         let sent = match &*self.jobs.lock().expect("nothing panics while it holds this lock") {
             Some(jobs) => jobs.send(Job { apply, writes, room }),
@@ -135,6 +137,20 @@ impl Writer {
             tracing::error!(error = %self.file.last_error(), "the store's thread panicked");
         }
     }
+}
+
+/// Opens the file. One that another process has is asked for again for a while: a process that was just killed lets
+/// go of its files a moment later.
+async fn open_file(file: &Arc<StoreFile>) -> Result<(), StateError> {
+    let open = || async {
+        let own = Arc::clone(file);
+        // Opening a damaged file may panic.
+        let panicked =
+            |_| Err(Unopened { in_use: false, error: file.error(&damaged("it makes the store panic")) });
+        tokio::task::spawn_blocking(move || own.open()).await.unwrap_or_else(panicked)
+    };
+    let again = ConstantBuilder::new().with_delay(IN_USE_PAUSE).with_max_times(IN_USE_TRIES);
+    open.retry(again).when(|unopened| unopened.in_use).await.map_err(|unopened| unopened.error)
 }
 
 /// Records whose commit is under way.
