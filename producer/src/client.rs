@@ -180,6 +180,11 @@ impl Client {
         }
         let instance = config.instance.clone().unwrap_or_else(|| JobId::new().to_string());
         let reply_to = ReplyQueue::of(&config.client, &instance)?;
+        // A dot would move the border between client and instance: the queue would be another client's.
+        if !reply_to.belongs_to(&config.client) {
+            let rule = "use 1 to 64 letters, digits, '_' and '-'";
+            return Err(InvalidName { field: "client.instance", value: instance, rule }.into());
+        }
         let consumer = broker.consume(&Queue::Reply(reply_to.clone()), config.prefetch()).await?;
         let shared = Arc::new(Shared {
             places: Arc::new(Semaphore::new(config.pending_max)),

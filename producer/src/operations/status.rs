@@ -183,7 +183,9 @@ fn lane_status(lane: Lane, workers: &[WorkerReport], facts: Option<LaneFacts>) -
     let draining = count(alive.len() - taking.len());
     let note = taking.is_empty().then(|| match draining {
         // Workers of the other lanes are still to come.
-        0 if lane != Lane::Local => "it has no worker: this version runs the local lane, jobs go to the rule's next lane".to_owned(),
+        0 if lane != Lane::Local => {
+            "it has no worker: this version runs the local lane, jobs go to the rule's next lane".to_owned()
+        }
         0 => format!("no worker is alive: start one with `straightline worker --lane {lane}`"),
         _ => format!("its last workers are draining: start another with `straightline worker --lane {lane}`"),
     });
@@ -237,7 +239,9 @@ mod tests {
         let docker = lane_status(Lane::Docker, &workers, None);
         assert!(!docker.available && docker.note.unwrap().contains("draining"));
         let serverless = lane_status(Lane::Serverless, &workers, None);
-        assert!(serverless.note.unwrap().contains("straightline worker --lane serverless"));
+        assert!(serverless.note.unwrap().contains("has no worker"));
+        let local = lane_status(Lane::Local, &[], None);
+        assert!(local.note.unwrap().contains("straightline worker --lane local"));
     }
 
     #[test]

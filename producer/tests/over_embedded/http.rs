@@ -16,46 +16,46 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// A face on a port of its own, and a client of it.
-pub struct Site {
-    pub address: String,
+pub(crate) struct Site {
+    pub(crate) address: String,
     http: HttpClient<HttpConnector, Full<Bytes>>,
     _stop: oneshot::Sender<()>,
     _server: JoinHandle<()>,
 }
 
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    pub fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         let lines = self.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
     }
 
     /// The error, which every answer of this status must have.
-    pub fn error(&self, status: u16) -> String {
+    pub(crate) fn error(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{:?}", self.body);
         self.json()["error"].as_str().expect("an error says why").to_owned()
     }
 }
 
 impl Site {
-    pub async fn open(station: &Station) -> Self {
+    pub(crate) async fn open(station: &Station) -> Self {
         Self::with_limits(station, Limits::default()).await
     }
 
-    pub async fn with_limits(station: &Station, limits: Limits) -> Self {
+    pub(crate) async fn with_limits(station: &Station, limits: Limits) -> Self {
         let face = Face {
             client: station.client().await,
             broker: station.broker.clone(),
@@ -74,7 +74,7 @@ impl Site {
         Self { address, http, _stop: stop, _server: server }
     }
 
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -92,11 +92,11 @@ impl Site {
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(Method::GET, path, &[], Bytes::new()).await
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send(Method::POST, path, &[("content-type", "application/json")], body.to_string()).await
     }
 
@@ -113,7 +113,7 @@ fn models() -> Vec<ModelContract> {
     vec![serde_json::from_value(digits).unwrap(), serde_json::from_value(raw).unwrap()]
 }
 
-pub fn request() -> Value {
+pub(crate) fn request() -> Value {
     json!({"id": "mine", "inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 4], "data": [[1, 2, 3.5, 4]]}]})
 }
 

@@ -119,10 +119,7 @@ async fn status_tells_depths_lanes_and_what_to_do() {
     assert_eq!(bounded(jobs.count()).await, 3);
     let empty = status(&*station.broker, &*station.state).await;
     assert!(
-        empty
-            .lanes
-            .iter()
-            .all(|lane| !lane.available && lane.note.as_ref().unwrap().contains("straightline worker"))
+        empty.lanes.iter().all(|lane| !lane.available && lane.note.as_ref().unwrap().contains("no worker"))
     );
 
     station.pretend_alive().await;

@@ -25,26 +25,26 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes; a test that waits so long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long results are kept in these tests.
-pub const KEEP: Duration = Duration::from_secs(3600);
+pub(crate) const KEEP: Duration = Duration::from_secs(3600);
 
 /// Broker, state and blobs in a folder of their own.
-pub struct Station {
-    pub broker: Arc<dyn Broker>,
-    pub state: Arc<dyn State>,
-    pub blobs: Arc<Blobs>,
+pub(crate) struct Station {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) state: Arc<dyn State>,
+    pub(crate) blobs: Arc<Blobs>,
     /// Makes every consumer opened here say that it was interrupted.
-    pub interrupt: Arc<Notify>,
+    pub(crate) interrupt: Arc<Notify>,
     _dir: TempDir,
 }
 
 impl Station {
-    pub async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         Self::with_limits(broker::Limits::default()).await
     }
 
-    pub async fn with_limits(limits: broker::Limits) -> Self {
+    pub(crate) async fn with_limits(limits: broker::Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = broker::embedded::Config { dir: dir.path().join("broker"), limits };
         let inner = broker::embedded::Embedded::open(config).await.unwrap();
@@ -60,20 +60,20 @@ impl Station {
         }
     }
 
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config { patience: Duration::from_secs(10), ..Config::new(ClientName::new("tester").unwrap()) }
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         self.client_of(self.config()).await
     }
 
-    pub async fn client_of(&self, config: Config) -> Client {
+    pub(crate) async fn client_of(&self, config: Config) -> Client {
         Client::open(config, self.broker.clone(), self.state.clone(), Some(self.blobs.clone())).await.unwrap()
     }
 
     /// Plays dispatcher and workers: does to every job what `act` says.
-    pub async fn respond(
+    pub(crate) async fn respond(
         &self,
         act: impl Fn(&JobHeader, &JobBody) -> Act + Send + Sync + 'static,
     ) -> Responder {
@@ -90,13 +90,13 @@ impl Station {
                 seen: seen.clone(),
                 handled: handled.clone(),
             };
-            tasks.push(tokio::spawn(player.run(consumer)));
+            tasks.push(tokio::spawn(Arc::new(player).run(consumer)));
         }
         Responder { tasks, seen, handled }
     }
 
     /// A live worker and a live dispatcher, as far as state knows.
-    pub async fn pretend_alive(&self) {
+    pub(crate) async fn pretend_alive(&self) {
         let worker = WorkerReport {
             version: WIRE_VERSION,
             worker: "worker-1".into(),
@@ -127,18 +127,18 @@ impl Station {
         self.state.report_dispatcher(&dispatcher, KEEP).await.unwrap();
     }
 
-    pub async fn ready(&self, queue: Queue) -> u64 {
+    pub(crate) async fn ready(&self, queue: Queue) -> u64 {
         self.depth(queue).await.ready
     }
 
-    pub async fn depth(&self, queue: Queue) -> Depth {
+    pub(crate) async fn depth(&self, queue: Queue) -> Depth {
         self.broker.depths(&[queue]).await.unwrap().remove(0).unwrap_or_default()
     }
 }
 
 /// What the player does to a job.
 #[derive(Clone, Debug)]
-pub enum Act {
+pub(crate) enum Act {
     /// It succeeds with this output.
     Answer(Payload),
     /// It succeeds, and its reply comes twice.
@@ -155,26 +155,26 @@ type Play = dyn Fn(&JobHeader, &JobBody) -> Act + Send + Sync;
 
 /// A job as the player saw it.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    pub header: JobHeader,
-    pub body: JobBody,
-    pub message: Message,
+pub(crate) struct Seen {
+    pub(crate) header: JobHeader,
+    pub(crate) body: JobBody,
+    pub(crate) message: Message,
 }
 
 /// The playing tasks; they end with this.
-pub struct Responder {
+pub(crate) struct Responder {
     tasks: Vec<JoinHandle<()>>,
     seen: Arc<Mutex<Vec<Seen>>>,
     handled: watch::Sender<usize>,
 }
 
 impl Responder {
-    pub fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
     /// Waits until `count` jobs were done with.
-    pub async fn handled(&self, count: usize) {
+    pub(crate) async fn handled(&self, count: usize) {
         let mut handled = self.handled.subscribe();
         bounded(handled.wait_for(|handled| *handled >= count)).await.unwrap();
     }
@@ -195,11 +195,15 @@ struct Player {
 }
 
 impl Player {
-    async fn run(self, mut consumer: Box<dyn Consumer>) {
+    async fn run(self: Arc<Self>, mut consumer: Box<dyn Consumer>) {
         while let Some(incoming) = consumer.next().await {
             if let Incoming::Delivery(delivery) = incoming {
-                self.play(*delivery).await;
-                self.handled.send_modify(|handled| *handled += 1);
+                // Together, so that they share the stores' commits as real workers do.
+                let player = self.clone();
+                tokio::spawn(async move {
+                    player.play(*delivery).await;
+                    player.handled.send_modify(|handled| *handled += 1);
+                });
             }
         }
     }
@@ -262,7 +266,7 @@ impl Player {
     }
 }
 
-pub fn dead_entry(header: &JobHeader, failure: Failure) -> DeadEntry {
+pub(crate) fn dead_entry(header: &JobHeader, failure: Failure) -> DeadEntry {
     DeadEntry {
         version: WIRE_VERSION,
         id: header.id,
@@ -339,19 +343,19 @@ impl Consumer for InterruptibleConsumer {
 }
 
 /// Metrics of this thread, for as long as the guard lives.
-pub struct Meter {
+pub(crate) struct Meter {
     handle: PrometheusHandle,
     _recorder: metrics::LocalRecorderGuard<'static>,
 }
 
 impl Meter {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
         Self { handle: recorder.handle(), _recorder: metrics::set_default_local_recorder(recorder) }
     }
 
     /// Waits until the text holds `line`.
-    pub async fn shows(&self, line: &str) {
+    pub(crate) async fn shows(&self, line: &str) {
         bounded(async {
             while !self.handle.render().contains(line) {
                 tokio::task::yield_now().await;
@@ -362,31 +366,33 @@ impl Meter {
 }
 
 /// `future`, which must not take forever.
-pub async fn bounded<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn bounded<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("done in time")
 }
 
 /// A job for `digits` of one image with these values.
-pub fn job(values: &[f32; 4]) -> Submission {
+pub(crate) fn job(values: &[f32; 4]) -> Submission {
     Submission::new(ModelName::new("digits").unwrap(), image(values))
 }
 
-pub fn image(values: &[f32; 4]) -> Payload {
+pub(crate) fn image(values: &[f32; 4]) -> Payload {
     Payload::Tensors(vec![Tensor::fp32("image", [1, 4], values).unwrap()])
 }
 
 /// An answer that tells whose it is: the sum of the input's values.
-pub fn sum(body: &JobBody) -> Payload {
+pub(crate) fn sum(body: &JobBody) -> Payload {
     let values = body.input.tensor("image").unwrap().as_fp32().unwrap();
     Payload::Tensors(vec![Tensor::fp32("sum", [1], &[values.iter().sum()]).unwrap()])
 }
 
-pub fn sum_of(result: &JobResult) -> f32 {
+pub(crate) fn sum_of(result: &JobResult) -> f32 {
     result.output.as_ref().unwrap().tensor("sum").unwrap().as_fp32().unwrap()[0]
 }
 
 /// Answers every job with its sum, and counts.
-pub fn summing(count: &Arc<AtomicUsize>) -> impl Fn(&JobHeader, &JobBody) -> Act + Send + Sync + use<> {
+pub(crate) fn summing(
+    count: &Arc<AtomicUsize>,
+) -> impl Fn(&JobHeader, &JobBody) -> Act + Send + Sync + use<> {
     let count = count.clone();
     move |_, body| {
         count.fetch_add(1, Ordering::Relaxed);
@@ -394,6 +400,6 @@ pub fn summing(count: &Arc<AtomicUsize>) -> impl Fn(&JobHeader, &JobBody) -> Act
     }
 }
 
-pub fn now() -> UnixMillis {
+pub(crate) fn now() -> UnixMillis {
     SystemTime::now().into()
 }
