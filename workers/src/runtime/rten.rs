@@ -28,8 +28,8 @@ impl Runtime for Rten {
     }
 
     fn load(&self, contract: &ModelContract, file: Cow<'static, [u8]>) -> Result<Box<dyn Graph>, String> {
-        let mut options = ModelOptions::with_all_ops();
-        options.prepack_weights(true);
+        // Weights packed ahead took as long on the models measured, and a second copy of them in memory.
+        let options = ModelOptions::with_all_ops();
         let model = match file {
             Cow::Borrowed(bytes) => options.load_static_slice(bytes),
             Cow::Owned(bytes) => options.load(bytes),
