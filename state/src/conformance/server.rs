@@ -54,6 +54,7 @@ properties! {
     lost_data_and_scripts_heal
     derived_keys_that_were_evicted_heal
     everything_expires_or_is_bounded
+    silent_workers_do_not_pile_up
     a_refused_command_is_told
 }
 
@@ -239,6 +240,25 @@ pub async fn everything_expires_or_is_bounded(server: &dyn Server) {
     let kept = server.cli(&["EVAL", keys, "0", &format!("{prefix}:*")]).await;
     let bounded = ["d", "de", "s"].map(|key| format!("{prefix}:{key}")).join(" ");
     assert_eq!(kept.trim(), format!("{bounded} of 14"));
+}
+
+/// Workers that report and fall silent under ever new names do not pile up, even while no dispatcher looks.
+pub async fn silent_workers_do_not_pile_up(server: &dyn Server) {
+    let prefix = fresh_name();
+    let state = Redis::open(config(server, &prefix)).await.expect("the server is there");
+    for n in 0..500 {
+        state
+            .report_worker(&worker(&format!("w{n}"), Lane::Local, 1, &["m"]), Duration::from_millis(1))
+            .await
+            .unwrap();
+        // One that stays keeps the keys themselves from expiring.
+        state.report_worker(&worker("stays", Lane::Local, 1, &["m"]), KEEP).await.unwrap();
+    }
+    for key in ["w", "wr"] {
+        let held: u32 = server.cli(&["HLEN", &format!("{prefix}:{key}")]).await.trim().parse().unwrap();
+        assert!(held <= 129, "{held} workers held in {key}");
+    }
+    assert_eq!(observe(&*state, &claiming([0; 3])).await.lane(Lane::Local).workers, 1);
 }
 
 /// What the server refuses is told in its own words, and stands in nobody else's way.
