@@ -49,7 +49,7 @@ use in_flight::InFlight;
 use record::{Content, Head};
 use schemas::ClientName;
 use schemas::limits::PAYLOAD_BYTES_MAX;
-use shared::{Arrival, Ending, Shared, Waiting};
+use shared::{Arrival, Ending, Waiting};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -76,11 +76,9 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// See the module. Dropping the last handle writes what is under way, as [`Broker::close`] does, but nobody waits for
-/// it.
+/// See the module. Dropping the last handle ends it as [`Broker::close`] does, but nobody waits for that.
 pub struct Embedded {
-    shared: Arc<Shared>,
-    health: watch::Receiver<Health>,
+    store: writer::Started,
     in_flight: InFlight,
     listeners: Mutex<Vec<mpsc::Sender<Bytes>>>,
     limits: Limits,
@@ -95,9 +93,9 @@ impl Embedded {
     async fn open_with(config: Config, opener: Opener, pause: Duration) -> Result<Arc<Self>, BrokerError> {
         let Config { dir, limits } = config;
         check(&limits)?;
-        let writer::Started { shared, health } = writer::start(dir, limits.clone(), opener, pause).await?;
+        let store = writer::start(dir, limits.clone(), opener, pause).await?;
         let in_flight = InFlight::new(&limits);
-        Ok(Arc::new(Self { shared, health, in_flight, listeners: Mutex::default(), limits }))
+        Ok(Arc::new(Self { store, in_flight, listeners: Mutex::default(), limits }))
     }
 
     /// Ends as if the process had been killed: nothing that is not on disk gets there. For tests.
@@ -108,9 +106,9 @@ impl Embedded {
 
     async fn end(&self, ending: Ending) {
         self.in_flight.close();
-        self.shared.end(ending);
+        self.store.shared.end(ending);
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let mut ended = self.shared.ended.subscribe();
+        let mut ended = self.store.shared.ended.subscribe();
         // The sender is part of what this holds.
         let _ = ended.wait_for(|ended| *ended).await;
     }
@@ -130,11 +128,11 @@ impl Embedded {
         let content = Box::new(Content { message, death: None });
         let (sender, receipt) = Receipt::pending();
 
-        let mut state = self.shared.lock();
+        let mut state = self.store.shared.lock();
         if state.ending.is_some() {
             return Err(PublishError::Closed);
         }
-        let now = self.shared.clock.now();
+        let now = self.store.shared.clock.now();
         let place = state.queues.offer(route, size, now)?;
         let body_id = if apart.is_some() { place.id } else { 0 };
         let head = Head {
@@ -166,13 +164,13 @@ impl Broker for Embedded {
 
     async fn consume(&self, queue: &Queue, prefetch: u32) -> Result<Box<dyn crate::Consumer>, BrokerError> {
         let (consumer, declared) = {
-            let mut state = self.shared.lock();
+            let mut state = self.store.shared.lock();
             if state.ending.is_some() {
                 return Err(BrokerError::Closed);
             }
             let subscribed = state.queues.subscribe(queue, prefetch)?;
             let declared = subscribed.declared.then(|| state.when_declared());
-            (consumer::Consumer::new(self.shared.clone(), subscribed), declared)
+            (consumer::Consumer::new(self.store.shared.clone(), subscribed), declared)
         };
         // A queue that others publish to must be there after a crash as well.
         if let Some(declared) = declared {
@@ -191,7 +189,7 @@ impl Broker for Embedded {
     }
 
     async fn depths(&self, queues: &[Queue]) -> Result<Vec<Option<Depth>>, BrokerError> {
-        let state = self.shared.lock();
+        let state = self.store.shared.lock();
         if state.ending.is_some() {
             return Err(BrokerError::Closed);
         }
@@ -200,7 +198,7 @@ impl Broker for Embedded {
 
     async fn broadcast(&self, control: Bytes) -> Result<(), BrokerError> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.shared.lock().ending.is_some() {
+        if self.store.shared.lock().ending.is_some() {
             return Err(BrokerError::Closed);
         }
         // One that is full misses this; one that is gone is forgotten.
@@ -213,7 +211,7 @@ impl Broker for Embedded {
     async fn listen(&self) -> Result<mpsc::Receiver<Bytes>, BrokerError> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         // Looked at under the listeners' lock, so that whoever ends finds this one among them.
-        if self.shared.lock().ending.is_some() {
+        if self.store.shared.lock().ending.is_some() {
             return Err(BrokerError::Closed);
         }
         let (sender, receiver) = mpsc::channel(LISTENER_BEHIND_MAX);
@@ -222,7 +220,7 @@ impl Broker for Embedded {
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.health.clone()
+        self.store.health.clone()
     }
 
     fn login(&self) -> Option<ClientName> {
@@ -231,12 +229,6 @@ impl Broker for Embedded {
 
     async fn close(&self) {
         self.end(Ending::Orderly).await;
-    }
-}
-
-impl Drop for Embedded {
-    fn drop(&mut self) {
-        self.shared.end(Ending::Orderly);
     }
 }
 

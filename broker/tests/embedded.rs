@@ -1,4 +1,49 @@
-//! The embedded broker, from outside.
+//! The embedded broker, from outside: the conformance suite, a process killed under load, files that do not open.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+#[path = "embedded/files.rs"]
+mod files;
+#[path = "embedded/killed.rs"]
+mod killed;
+
+use broker::embedded::{Config, Embedded};
+use broker::{Broker, BrokerError, Consumer, Delivery, Incoming, Limits, Queue};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn open(dir: &Path) -> Result<Arc<Embedded>, BrokerError> {
+    let limits = Limits { returns_max: 1, ..Limits::default() };
+    Embedded::open(Config { dir: dir.to_owned(), limits }).await
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
+}
+
+async fn next(consumer: &mut Box<dyn Consumer>) -> Delivery {
+    match within("a delivery", consumer.next()).await {
+        Some(Incoming::Delivery(delivery)) => *delivery,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Everything that rests in these queues, which nobody consumes; it stays there.
+async fn contents(broker: &Embedded, queues: impl IntoIterator<Item = Queue>) -> Vec<Delivery> {
+    let mut found = Vec::new();
+    for queue in queues {
+        let depth = broker.depths(std::slice::from_ref(&queue)).await.unwrap()[0].unwrap();
+        let mut consumer = broker.consume(&queue, u32::MAX).await.unwrap();
+        for _ in 0..depth.ready {
+            found.push(next(&mut consumer).await);
+        }
+    }
+    found
+}
 
 #[cfg(feature = "conformance")]
 mod conformance {

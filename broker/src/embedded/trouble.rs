@@ -206,12 +206,12 @@ async fn work(broker: &Embedded) -> Told {
     told
 }
 
-fn check(told: &Told, found: &BTreeMap<String, usize>, acknowledged_may_return: bool, what: &str) {
+fn check(told: &Told, found: &BTreeMap<String, usize>, what: &str) {
     for name in &told.confirmed {
         let acknowledged = told.acknowledged.contains(name);
         match found.get(name) {
             None => assert!(acknowledged, "{what}: {name} was confirmed and is lost"),
-            Some(1) => assert!(!acknowledged || acknowledged_may_return, "{what}: {name} was acknowledged"),
+            Some(1) => assert!(!acknowledged, "{what}: {name} was acknowledged"),
             Some(times) => panic!("{what}: {name} is there {times} times"),
         }
     }
@@ -242,7 +242,7 @@ async fn one_failed_operation_anywhere_loses_nothing_and_repeats_nothing() {
     broker.close().await;
     let operations = disk.state().operations;
     assert_eq!(told.confirmed.len(), 16);
-    check(&told, &contents(&disk).await, false, "no failure");
+    check(&told, &contents(&disk).await, "no failure");
 
     let mut refused = 0;
     for failing in opened + 1..operations {
@@ -252,7 +252,9 @@ async fn one_failed_operation_anywhere_loses_nothing_and_repeats_nothing() {
         let told = work(&broker).await;
         refused += told.refused.len();
         broker.close().await;
-        check(&told, &contents(&disk).await, false, &format!("operation {failing} failed"));
+        // Another order of things may have needed fewer operations.
+        disk.state().fails = 0..0;
+        check(&told, &contents(&disk).await, &format!("operation {failing} failed"));
     }
     assert!(refused > 0, "no failure hit a publish");
 }

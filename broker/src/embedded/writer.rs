@@ -19,10 +19,16 @@ use tokio::sync::{oneshot, watch};
 /// Attempts to write what is left when the broker is closed. What they do not write comes again.
 const ATTEMPTS_TO_END: u32 = 2;
 
-/// What a started thread hands back.
+/// What a started thread hands back. It ends when this is dropped.
 pub(super) struct Started {
     pub(super) shared: Arc<Shared>,
     pub(super) health: watch::Receiver<Health>,
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.shared.end(Ending::Orderly);
+    }
 }
 
 /// See the module.
@@ -36,6 +42,8 @@ struct Writer {
     uncertain: Option<Batch>,
     /// When the next attempt may be made; 0 if the last one was well.
     not_before: u64,
+    /// Last, so that the file is free when everyone is told.
+    _ends: EndsWith,
 }
 
 /// Opens the file in `dir` on a thread of its own, which serves it from then on.
@@ -55,15 +63,11 @@ pub(super) async fn start(
     let own = path.clone();
     let spawned = thread.spawn(move || match open(&dir, own, limits, opener, pause) {
         Ok((writer, started)) => {
-            // Whoever asked may have lost interest; then it ends as if closed.
-            if sender.send(Ok(started)).is_err() {
-                writer.shared.end(Ending::Orderly);
-            }
+            // If whoever asked has lost interest, this drops `started`, and the thread ends at once.
+            drop(sender.send(Ok(started)));
             writer.run();
         }
-        Err(reason) => {
-            let _ = sender.send(Err(reason));
-        }
+        Err(reason) => drop(sender.send(Err(reason))),
     });
     spawned.map_err(|error| failed(&path, format!("no thread for it: {error}")))?;
     match started.await {
@@ -92,12 +96,15 @@ fn open(
     let shared = Shared::new(queues, clock);
     let (health, seen) = watch::channel(Health::Connected);
     let started = Started { shared: shared.clone(), health: seen };
-    Ok((Writer { store, shared, health, publish_timeout, pause, uncertain: None, not_before: 0 }, started))
+    let _ends = EndsWith(shared.clone());
+    Ok((
+        Writer { store, shared, health, publish_timeout, pause, uncertain: None, not_before: 0, _ends },
+        started,
+    ))
 }
 
 impl Writer {
     fn run(mut self) {
-        let _ends = EndsWith(self.shared.clone());
         let mut attempts_to_end = 0;
         while let Some(work) = self.shared.next_work(self.not_before) {
             // Looked at before, so that whoever closes is given whole attempts.
