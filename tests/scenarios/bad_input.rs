@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 use tests::http;
 use tests::ports;
-use tests::process::Program;
+use tests::process::{Program, python};
 use tests::scenario::{Need, Scenario};
 use tests::services::RabbitVersion;
 use tests::stage::Context;
@@ -74,8 +74,7 @@ async fn over_http(context: &Context) -> Result<()> {
         ensure!(!error.is_empty() && error.contains(word), "{what}: {error:?} does not say {word:?}");
     }
     let json_header = [("content-type", "application/json")];
-    let not_json =
-        http::send(hyper::Method::POST, &infer("digits"), &json_header, "{not json".into()).await?;
+    let not_json = http::send(hyper::Method::POST, &infer("digits"), &json_header, "{not json").await?;
     ensure!(not_json.expect(400)?.json()?["error"].is_string(), "not JSON has no error");
     let huge = bytes::Bytes::from(vec![b' '; 70 << 20]);
     let too_large = http::send(hyper::Method::POST, &infer("digits"), &json_header, huge).await?;
@@ -229,7 +228,11 @@ async fn over_amqp(context: &Context, version: RabbitVersion) -> Result<()> {
     let deployment = Production::shared(context, version).await?;
     let _worker = deployment.worker(context, "w1").await?;
     let _dispatcher = deployment.dispatcher(context, "d1").await?;
-    let sent = context.python("send", SEND).args([deployment.broker_url()]).run(BOUND).await?.expect(0)?;
+    let sent = Program::new("send", &python(), context.folder())
+        .args(["-c", SEND, deployment.broker_url()])
+        .run(BOUND)
+        .await?
+        .expect(0)?;
     let results = sent.json()?;
     let expected = [
         ("good", "succeeded", Value::Null, ""),

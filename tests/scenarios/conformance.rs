@@ -13,6 +13,7 @@ use std::time::Duration;
 use tests::scenario::{Need, Scenario};
 use tests::services::{Rabbit, RabbitVersion};
 use tests::stage::Context;
+use tokio::runtime::Handle;
 
 const BOUND: Duration = Duration::from_secs(20 * 60);
 
@@ -25,8 +26,21 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 /// A broker of the scenario's own, which may be restarted and killed.
 struct Own {
-    rabbit: Rabbit,
+    rabbit: Arc<Rabbit>,
     vhosts: AtomicU32,
+}
+
+impl Own {
+    /// Does something to the broker on a thread that may block: what the harness waits with cannot move between
+    /// threads, which the service's futures must.
+    async fn apart<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Rabbit, &Handle) -> Result<T> + Send + 'static,
+    ) -> T {
+        let (rabbit, runtime) = (Arc::clone(&self.rabbit), Handle::current());
+        let acted = tokio::task::spawn_blocking(move || act(&rabbit, &runtime)).await;
+        acted.expect("no panic").expect("the broker does as told")
+    }
 }
 
 #[async_trait]
@@ -39,24 +53,32 @@ impl Service for Own {
     }
 
     async fn restart(&self) {
-        self.rabbit.restart().await.expect("the broker restarts");
+        self.apart(|rabbit, runtime| runtime.block_on(rabbit.restart())).await;
     }
 
     async fn crash(&self) {
         // A queue that was declared moments ago is not yet on disk; a message in it would be, and be lost with it.
-        self.rabbit.flush().await.expect("the broker writes down its queues");
-        self.rabbit.kill9().await.expect("the broker is killed");
-        self.rabbit.resume().await.expect("the broker starts again");
+        self.apart(|rabbit, runtime| {
+            runtime.block_on(rabbit.flush())?;
+            runtime.block_on(rabbit.kill9())?;
+            runtime.block_on(rabbit.resume())
+        })
+        .await;
     }
 
     async fn ctl(&self, arguments: &[&str]) -> String {
-        self.rabbit.ctl(arguments).await.expect("rabbitmqctl does as told")
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        self.apart(move |rabbit, runtime| {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            runtime.block_on(rabbit.ctl(&arguments))
+        })
+        .await
     }
 }
 
 async fn own(context: &Context, version: RabbitVersion) -> Result<Arc<dyn Service>> {
     let rabbit = context.own_rabbit(version).await?;
-    Ok(Arc::new(Own { rabbit, vhosts: AtomicU32::new(0) }))
+    Ok(Arc::new(Own { rabbit: Arc::new(rabbit), vhosts: AtomicU32::new(0) }))
 }
 
 async fn broker_suite(context: &Context, version: RabbitVersion) -> Result<()> {

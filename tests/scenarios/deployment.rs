@@ -105,10 +105,11 @@ pub(crate) fn jobs_file(path: &Path, count: usize) -> Result<BTreeMap<String, Ve
         };
         let picked: Vec<_> = (0..images).map(|n| &digits[(job * 7 + n) % digits.len()]).collect();
         let id = format!("{:08x}-0000-7000-8000-{:012x}", 0x019a_a000 + job / 65_536, job);
+        let class = ["normal", "high", "low"][job % 3];
         let line = json!({
             "id": id,
             "model": model,
-            "class": ["normal", "high", "low"][job % 3],
+            "class": class,
             "inputs": [{
                 "name": "image", "datatype": "FP32", "shape": [images, 64],
                 "data": picked.iter().flat_map(|(pixels, _)| pixels).collect::<Vec<_>>(),
