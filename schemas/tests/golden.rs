@@ -8,8 +8,8 @@ use bytes::Bytes;
 use schemas::body::Parameter;
 use schemas::header::Placement;
 use schemas::{
-    Attempt, Class, ClientName, Failure, FailureKind, JobBody, JobHeader, JobId, JobResult, Lane, LaneSet, ModelName,
-    Payload, ReplyQueue, Status, Tensor, UnixMillis,
+    Attempt, Class, ClientName, Failure, FailureKind, JobBody, JobHeader, JobId, JobResult, Lane, LaneSet,
+    ModelName, Payload, ReplyQueue, Status, Tensor, UnixMillis,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -74,7 +74,8 @@ fn result() -> JobResult {
     result.attempts = 2;
     result.worker = Some("worker-b-2".to_owned());
     result.run_us = Some(35);
-    result.output = Some(Payload::Tensors(vec![Tensor::fp32("probabilities", [1, 2], &[0.25, 0.75]).unwrap()]));
+    result.output =
+        Some(Payload::Tensors(vec![Tensor::fp32("probabilities", [1, 2], &[0.25, 0.75]).unwrap()]));
     result
 }
 
@@ -151,7 +152,10 @@ fn damage_is_an_error_never_a_panic() {
     for name in ["body_v1", "result_v1"] {
         let bytes = golden(name);
         for end in 0..bytes.len() {
-            assert!(JobBody::decode(&bytes[..end]).is_err() && JobResult::decode(&bytes[..end]).is_err(), "{name} at {end}");
+            assert!(
+                JobBody::decode(&bytes[..end]).is_err() && JobResult::decode(&bytes[..end]).is_err(),
+                "{name} at {end}"
+            );
         }
     }
 }
