@@ -8,7 +8,7 @@ use super::body::{self, Allowance};
 use super::errors::Error;
 use super::{App, jobs};
 use axum::body::{Body, BodyDataStream};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
@@ -20,7 +20,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 /// Takes the lines of `body`; the answer follows as they are submitted.
-pub(super) fn submit(app: &Arc<App>, body: Body) -> Result<Response, Error> {
+pub(super) fn submit(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Response, Error> {
+    body::check_encoding(headers)?;
     let place = app.batches.clone().try_acquire_owned().map_err(|_| {
         let limit = app.limits.batches_max;
         Error::come_back(

@@ -41,6 +41,7 @@ pub(super) async fn read(
     body: Body,
     limit: usize,
 ) -> Result<InHand, Error> {
+    check_encoding(headers)?;
     let announced = content_length(headers);
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(over(limit));
@@ -57,6 +58,17 @@ pub(super) async fn read(
             StatusCode::REQUEST_TIMEOUT,
             format!("body did not arrive within {} ms", app.limits.body_timeout.as_millis()),
         )),
+    }
+}
+
+/// Refuses a compressed body: it would otherwise fail as JSON that makes no sense.
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => Err(Error::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("content encoding {encoding:?} is not supported: send the body as it is"),
+        )),
+        _ => Ok(()),
     }
 }
 

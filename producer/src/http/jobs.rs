@@ -62,7 +62,7 @@ pub(super) async fn submit(
     let opaque: OpaqueQuery = query(&uri)?;
     let (submission, body) = match (&opaque.model, body::media_type(&headers).as_deref()) {
         (Some(_), kind) => opaque_job(&app, opaque, kind, &headers, body).await?,
-        (None, Some("application/x-ndjson")) => return batch::submit(&app, body),
+        (None, Some("application/x-ndjson")) => return batch::submit(&app, &headers, body),
         (None, Some("application/json" | "application/octet-stream")) => {
             let (body, head, data) = infer::read(&app, &headers, body).await?;
             let on_app = app.clone();

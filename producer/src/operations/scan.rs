@@ -1,6 +1,7 @@
 //! Going through the `dead` queue once. A queue can only be read from its head, so jobs that are not wanted are held,
-//! unsettled, until the end and then given back in their old order; when holding them would take too much memory
-//! the oldest are moved to the tail, confirmed before they are acknowledged. Bounded by the depth at the start.
+//! unsettled, until the end and then given back, as near to their old order as the broker can. When holding them would
+//! take too much memory the oldest are moved to the tail, confirmed before they are acknowledged. Bounded by the
+//! depth at the start.
 
 use super::dead::DeadError;
 use broker::{Broker, Consumer, Delivery, Incoming, Message, Queue, Route};
@@ -18,10 +19,14 @@ pub enum Which {
     These(Vec<JobId>),
 }
 
-/// Most bytes held back while looking for others.
-const HELD_BYTES_MAX: usize = 64 << 20;
-/// Most jobs held back while looking for others.
-const HELD_MAX: usize = 10_000;
+/// How much is held back while looking for others.
+#[derive(Clone, Copy, Debug)]
+struct HeldMax {
+    jobs: usize,
+    bytes: usize,
+}
+
+const HELD_MAX: HeldMax = HeldMax { jobs: 10_000, bytes: 64 << 20 };
 /// How many are fetched ahead.
 const AHEAD: u32 = 64;
 /// The queue is taken to be at its end when nothing came for so long.
@@ -30,13 +35,15 @@ const QUIET: Duration = Duration::from_secs(2);
 /// One pass through `dead`.
 pub(super) struct Scan<'a> {
     broker: &'a dyn Broker,
-    consumer: Box<dyn Consumer>,
+    /// None once the pass is over.
+    consumer: Option<Box<dyn Consumer>>,
     /// The ids still looked for; none for all of them.
     wanted: Option<HashSet<JobId>>,
     /// Ids already dealt with: a crash may have left a copy.
     done: HashSet<JobId>,
     held: VecDeque<Box<Delivery>>,
     held_bytes: usize,
+    held_max: HeldMax,
     prefetch: u32,
     /// Deliveries still to look at.
     left: u64,
@@ -57,7 +64,7 @@ impl<'a> Scan<'a> {
         let consumer = broker.consume(&Queue::Dead, AHEAD).await?;
         Ok(Self {
             broker,
-            consumer,
+            consumer: Some(consumer),
             wanted: match which {
                 Which::All => None,
                 Which::These(ids) => Some(ids.iter().copied().collect()),
@@ -65,6 +72,7 @@ impl<'a> Scan<'a> {
             done: HashSet::new(),
             held: VecDeque::new(),
             held_bytes: 0,
+            held_max: HELD_MAX,
             prefetch: AHEAD,
             left: depth.ready + depth.unacked.unwrap_or(0),
         })
@@ -74,7 +82,8 @@ impl<'a> Scan<'a> {
     pub(super) async fn next(&mut self) -> Result<Option<Dead>, DeadError> {
         while self.left > 0 && self.wanted.as_ref().is_none_or(|wanted| !wanted.is_empty()) {
             // Nothing for a while: others hold the rest, or have taken it.
-            let Ok(incoming) = timeout(QUIET, self.consumer.next()).await else { break };
+            let Some(consumer) = &mut self.consumer else { break };
+            let Ok(incoming) = timeout(QUIET, consumer.next()).await else { break };
             match incoming {
                 None => return Err(DeadError::Closed),
                 Some(Incoming::Resumed) => self.start_over(),
@@ -115,7 +124,6 @@ impl<'a> Scan<'a> {
 
     /// Gives back what is held and says which ids were not found.
     pub(super) fn end(mut self) -> Vec<JobId> {
-        self.give_back();
         self.wanted.take().into_iter().flatten().collect()
     }
 
@@ -129,13 +137,15 @@ impl<'a> Scan<'a> {
     async fn hold(&mut self, delivery: Box<Delivery>) -> Result<(), DeadError> {
         self.held_bytes += delivery.message.body.len();
         self.held.push_back(delivery);
-        while self.held.len() > HELD_MAX || self.held_bytes > HELD_BYTES_MAX {
+        while self.held.len() > self.held_max.jobs || self.held_bytes > self.held_max.bytes {
             self.move_oldest_to_tail().await?;
         }
         // Room for what is held and for as much ahead: doubling, since each change costs a round trip.
         if self.held.len() as u64 * 2 > u64::from(self.prefetch) {
             self.prefetch *= 2;
-            self.consumer.set_prefetch(self.prefetch).await?;
+            if let Some(consumer) = &mut self.consumer {
+                consumer.set_prefetch(self.prefetch).await?;
+            }
         }
         Ok(())
     }
@@ -173,6 +183,8 @@ impl<'a> Scan<'a> {
 
 impl Drop for Scan<'_> {
     fn drop(&mut self) {
+        // First what was fetched ahead, then what came before it: each lands at the head.
+        self.consumer = None;
         self.give_back();
     }
 }
@@ -182,4 +194,94 @@ fn identify(message: &Message) -> (Option<JobHeader>, Option<JobId>) {
     let named = || message.properties.correlation_id.as_deref().and_then(|id| id.parse().ok());
     let id = header.as_ref().map(|header| header.id).or_else(named);
     (header, id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use broker::embedded::{Config, Embedded};
+    use broker::{Limits, Properties};
+    use std::sync::Arc;
+
+    struct Dead5 {
+        broker: Arc<Embedded>,
+        ids: Vec<JobId>,
+        _dir: tempfile::TempDir,
+    }
+
+    /// Five dead jobs of 100 bytes each in a queue with this limit.
+    async fn five(dead_messages_max: u64) -> Dead5 {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { dead_messages_max, ..Limits::default() };
+        let broker = Embedded::open(Config { dir: dir.path().into(), limits }).await.unwrap();
+        let ids: Vec<_> = (0..5).map(|_| JobId::new()).collect();
+        for id in &ids {
+            let properties = Properties { correlation_id: Some(id.to_string()), ..Properties::default() };
+            let message = Message { properties, body: vec![0; 100].into(), ..Message::default() };
+            broker.publish(Route::To(Queue::Dead), message).await.await.unwrap();
+        }
+        Dead5 { broker, ids, _dir: dir }
+    }
+
+    /// What is in the queue, once all that was given back is there again.
+    async fn sorted(broker: &Embedded) -> Vec<JobId> {
+        let ready = async {
+            while broker.depths(&[Queue::Dead]).await.unwrap()[0].unwrap().ready < 5 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), ready).await.unwrap();
+        let mut consumer = broker.consume(&Queue::Dead, 10).await.unwrap();
+        let mut deliveries = Vec::new();
+        while deliveries.len() < 5 {
+            let Some(Incoming::Delivery(delivery)) = consumer.next().await else {
+                panic!("the queue has five")
+            };
+            deliveries.push(delivery);
+        }
+        let mut ids = Vec::new();
+        for delivery in deliveries {
+            ids.extend(identify(&delivery.message).1);
+            delivery.give_back();
+        }
+        ids.sort();
+        ids
+    }
+
+    #[tokio::test]
+    async fn what_is_not_wanted_is_held_and_given_back() {
+        let Dead5 { broker, ids, _dir } = five(5).await;
+        let mut scan = Scan::begin(&*broker, &Which::These(vec![ids[3]])).await.unwrap();
+        let found = scan.next().await.unwrap().unwrap();
+        assert_eq!((found.id, scan.held.len()), (Some(ids[3]), 3));
+        scan.keep(found).await.unwrap();
+        assert!(scan.next().await.unwrap().is_none());
+        assert_eq!(scan.end(), []);
+        assert_eq!(sorted(&broker).await, ids);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_much_to_hold_moves_to_the_tail_and_nothing_is_lost() {
+        let Dead5 { broker, ids, _dir } = five(10).await;
+        for held_max in [HeldMax { jobs: 1, bytes: usize::MAX }, HeldMax { jobs: 9, bytes: 100 }] {
+            let stranger = JobId::new();
+            let mut scan = Scan::begin(&*broker, &Which::These(vec![stranger])).await.unwrap();
+            scan.held_max = held_max;
+            assert!(scan.next().await.unwrap().is_none());
+            assert_eq!(scan.held.len(), 1);
+            assert_eq!(scan.end(), [stranger]);
+            assert_eq!(sorted(&broker).await, ids, "each once");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_takes_no_more_stops_the_moving_and_loses_nothing() {
+        let Dead5 { broker, ids, _dir } = five(5).await;
+        let mut scan = Scan::begin(&*broker, &Which::These(vec![JobId::new()])).await.unwrap();
+        scan.held_max = HeldMax { jobs: 0, bytes: 0 };
+        let Err(error) = scan.next().await else { panic!("there is no room at the tail") };
+        assert!(matches!(error, DeadError::Publish(_)), "{error}");
+        drop(scan);
+        assert_eq!(sorted(&broker).await, ids);
+    }
 }

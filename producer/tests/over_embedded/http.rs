@@ -323,6 +323,11 @@ async fn every_bad_request_has_its_clear_error() {
         let error = answer.error(status);
         assert!(error.contains(expected), "{body}\n{error}");
     }
+    let gzip = [("content-encoding", "gzip"), ("content-type", "application/x-ndjson")];
+    for path in [INFER, "/v1/jobs"] {
+        let error = site.send(Method::POST, path, &gzip, "\x1f").await.error(415);
+        assert!(error.contains("content encoding \"gzip\" is not supported"), "{error}");
+    }
     let headers = [("inference-header-content-length", "99999")];
     let error = site.send(Method::POST, INFER, &headers, "{}").await.error(400);
     assert!(error.contains("Inference-Header-Content-Length is 99999"), "{error}");
