@@ -9,6 +9,7 @@
 
 mod contract;
 
+use crate::runtime::diagnose::Diagnostic;
 use schemas::{ModelContract, ModelName};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -150,6 +151,25 @@ impl Catalog {
     /// The models, by name.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
+    }
+
+    /// The contracts of all models, the diagnostic ones among them: those take anything, as opaque bytes.
+    pub fn contracts(&self) -> Vec<ModelContract> {
+        let diagnostic = |name| ModelContract {
+            name,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            description: "for drills and benchmarks".to_owned(),
+            platform: "straightline".to_owned(),
+            file: String::new(),
+            batch: false,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        };
+        let names = Diagnostic::all().filter(|_| self.diagnostics).map(|(name, _)| name);
+        self.entries()
+            .map(|entry| ModelContract::clone(&entry.contract))
+            .chain(names.map(diagnostic))
+            .collect()
     }
 
     /// The contract of one model.

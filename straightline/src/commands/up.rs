@@ -23,7 +23,7 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
     let address = listener.local_addr()?;
     let station = Station::open(settings).await?;
     let catalog = roles::catalog(&station.settings)?;
-    let contracts = catalog.entries().map(|entry| (*entry.contract).clone()).collect();
+    let contracts = catalog.contracts();
     let worker = roles::work(&station, Lane::Local, &catalog, None).await?;
     let dispatcher = roles::dispatch(&station, None)?;
     let client = station.client().await?;
