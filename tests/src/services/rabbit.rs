@@ -30,6 +30,9 @@ const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// The depths of quorum queues are counted anew once a second, in place of every five.
 const QUICK_DEPTHS: &str = "[{rabbit, [{quorum_tick_interval, 1000}]}].\n";
 
+/// What a node prints once all of it is up.
+const STARTED: &str = "Server startup complete";
+
 /// Runs inside the new namespaces: $1 is the root, $2 the data folder, the rest the command.
 const ENTER_ROOT: &str = r#"
 root=$1 data=$2; shift 2
@@ -126,7 +129,10 @@ impl Rabbit {
             if let Err(gone) = server.still_runs() {
                 return Ok(Err(gone));
             }
-            self.handshake().await.map(Ok)
+            self.handshake().await?;
+            // 4.0 speaks AMQP seconds before that, and a `list_queues` in between hangs for ever.
+            ensure!(tail(&self.log(), 50).contains(STARTED), "it is still starting");
+            Ok(Ok(()))
         });
         ready.await.and_then(|alive| alive).with_context(|| self.last_words())?;
         *running = Some(server);
