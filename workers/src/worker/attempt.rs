@@ -71,8 +71,8 @@ async fn note(services: &Services, header: &JobHeader) -> Result<(), Failure> {
     {
         Ok(Ok(noted)) => match noted.first() {
             Some(0) | None => return Ok(()),
-            Some(before) => {
-                let message = format!("worker died or was lost while it ran this job alone ({before} times)");
+            Some(_) => {
+                let message = "worker died or was lost while it ran this job alone";
                 return Err(Failure::new(FailureKind::WorkerLost, message));
             }
         },

@@ -66,6 +66,7 @@ pub(crate) struct Loop {
     phase: watch::Receiver<Phase>,
     /// Gone when no more jobs are taken; the intake then ends.
     prefetch: Option<watch::Sender<u32>>,
+    prefetch_changed: Instant,
     load: watch::Sender<Load>,
     hand: Hand,
     line: Line,
@@ -98,6 +99,7 @@ impl Loop {
             capacity,
             phase,
             prefetch: Some(prefetch),
+            prefetch_changed: Instant::now(),
             load,
             hand: Hand::default(),
             line: Line::default(),
@@ -329,14 +331,16 @@ impl Loop {
 
     fn adjust_prefetch(&mut self) {
         let Some(prefetch) = &self.prefetch else { return };
-        let slots = self.line.slots();
+        let (slots, current) = (self.line.slots(), *prefetch.borrow());
         let most = self.services.config.prefetch_most();
+        let since = self.prefetch_changed.elapsed();
         let next = match slots {
-            0 => Some(0),
-            _ => pace::adjusted(*prefetch.borrow(), pace::wanted(slots, &self.meter, most), slots),
+            0 => (current > 0).then_some(0),
+            _ => pace::prefetch(current, slots, &self.meter, most, since),
         };
         if let Some(next) = next {
-            prefetch.send_if_modified(|current| std::mem::replace(current, next) != next);
+            prefetch.send_replace(next);
+            self.prefetch_changed = Instant::now();
         }
     }
 
