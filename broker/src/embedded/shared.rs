@@ -142,7 +142,10 @@ impl Shared {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let now = self.clock.now();
-            state.urgent |= state.queues.tick(now);
+            // What falls due once it ends is for whoever opens the file next.
+            if state.ending.is_none() {
+                state.urgent |= state.queues.tick(now);
+            }
             let rested = now >= not_before || state.ending.is_some();
             match state.ending {
                 Some(Ending::Abrupt) => return None,

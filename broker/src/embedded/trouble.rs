@@ -162,7 +162,10 @@ async fn contents(disk: &Disk) -> BTreeMap<String, usize> {
 struct Told {
     confirmed: Vec<String>,
     refused: Vec<String>,
+    /// Nobody knows.
+    lost: Vec<String>,
     acknowledged: Vec<String>,
+    settled_may_return: bool,
 }
 
 /// A bit of everything: publishes small and large, takes, acknowledges, gives back until one dies, retries, declares.
@@ -189,6 +192,7 @@ async fn work(broker: &Embedded) -> Told {
             match within("a receipt", receipt).await {
                 Ok(()) => told.confirmed.push(name),
                 Err(PublishError::Unavailable(_)) => told.refused.push(name),
+                Err(PublishError::Lost) => told.lost.push(name),
                 Err(error) => panic!("{name}: {error}"),
             }
         }
@@ -211,14 +215,15 @@ fn check(told: &Told, found: &BTreeMap<String, usize>, what: &str) {
         let acknowledged = told.acknowledged.contains(name);
         match found.get(name) {
             None => assert!(acknowledged, "{what}: {name} was confirmed and is lost"),
-            Some(1) => assert!(!acknowledged, "{what}: {name} was acknowledged"),
+            Some(1) => assert!(!acknowledged || told.settled_may_return, "{what}: {name} was acknowledged"),
             Some(times) => panic!("{what}: {name} is there {times} times"),
         }
     }
     for name in &told.refused {
         assert!(!found.contains_key(name), "{what}: {name} was refused and is there");
     }
-    assert_eq!(told.confirmed.len() + told.refused.len(), 16, "{what}");
+    assert!(told.lost.iter().all(|name| found.get(name).is_none_or(|times| *times == 1)), "{what}");
+    assert_eq!(told.confirmed.len() + told.refused.len() + told.lost.len(), 16, "{what}");
 }
 
 #[tokio::test]
@@ -233,7 +238,7 @@ async fn a_receipt_means_that_the_message_survives_a_loss_of_power() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_failed_operation_anywhere_loses_nothing_and_repeats_nothing() {
+async fn failed_operations_anywhere_lose_nothing_and_repeat_nothing() {
     // How many operations there are when all is well.
     let disk = Disk::default();
     let broker = open(&disk).await.unwrap();
@@ -245,16 +250,21 @@ async fn one_failed_operation_anywhere_loses_nothing_and_repeats_nothing() {
     check(&told, &contents(&disk).await, "no failure");
 
     let mut refused = 0;
-    for failing in opened + 1..operations {
+    // One failure, and several, so that the file cannot be opened again at once.
+    for (failing, failures) in (opened + 1..operations).flat_map(|failing| [(failing, 1), (failing, 4)]) {
         let disk = Disk::default();
         let broker = open(&disk).await.unwrap();
-        disk.state().fails = failing..failing + 1;
-        let told = work(&broker).await;
+        disk.state().fails = failing..failing + failures;
+        let mut told = work(&broker).await;
+        let mut health = broker.health();
+        within("recovery", health.wait_for(|health| *health == Health::Connected)).await.unwrap();
         refused += told.refused.len();
+        // What is settled last is written when it closes; a disk that fails again and again then brings it back.
+        told.settled_may_return = failures > 1 && disk.state().operations < failing + failures;
         broker.close().await;
         // Another order of things may have needed fewer operations.
         disk.state().fails = 0..0;
-        check(&told, &contents(&disk).await, &format!("operation {failing} failed"));
+        check(&told, &contents(&disk).await, &format!("{failures} operations from {failing} on failed"));
     }
     assert!(refused > 0, "no failure hit a publish");
 }

@@ -11,16 +11,19 @@ pub(super) struct Moving {
     size: u32,
 }
 
+/// Most retries that move on at once: after a long pause millions may be due, and others wait meanwhile.
+const MOVES_MAX: usize = 4_096;
 /// A reply queue that should go while a reply arrives is looked at again after this many milliseconds.
 const EXPIRY_RETRY_MS: u64 = 1_000;
 
 impl Queues {
-    /// Does what is due: retries whose delay has passed move on while there is room for them, reply queues that
-    /// nobody used expire. Whether it left writes.
+    /// Does what is due, or a good part of it: retries whose delay has passed move on while there is room for them,
+    /// reply queues that nobody used expire. Whether it left writes; after those it should be called again.
     pub(in super::super) fn tick(&mut self, now: u64) -> bool {
         let before = self.writes.len();
+        let mut moves_left = MOVES_MAX;
         for number in self.retries.clone() {
-            self.move_due(number, now);
+            self.move_due(number, now, &mut moves_left);
         }
         while let Some(&(at, number)) = self.expiries.first()
             && at <= now
@@ -92,14 +95,15 @@ impl Queues {
         true
     }
 
-    fn move_due(&mut self, number: u32, now: u64) {
+    fn move_due(&mut self, number: u32, now: u64, moves_left: &mut usize) {
         let Some(resting) = self.queues.get(&number) else { return };
         let targets: Vec<u32> = resting.delayed.keys().copied().collect();
         for to in targets {
             while let Some((key, size)) = self.first_due(number, to, now) {
-                if !self.start_move(number, to, key.1, size, None) {
+                if *moves_left == 0 || !self.start_move(number, to, key.1, size, None) {
                     break;
                 }
+                *moves_left -= 1;
                 if let Some(delayed) = self.queues.get_mut(&number).and_then(|r| r.delayed.get_mut(&to)) {
                     delayed.remove(&key);
                 }
@@ -113,9 +117,10 @@ impl Queues {
     }
 
     fn expire(&mut self, number: u32, now: u64) {
-        let Some(resting) = self.queues.get(&number) else { return };
+        let Some(resting) = self.queues.get_mut(&number) else { return };
         if resting.arriving > 0 {
-            self.expiries.insert((now + EXPIRY_RETRY_MS, number));
+            resting.expires = now + EXPIRY_RETRY_MS;
+            self.expiries.insert((resting.expires, number));
             return;
         }
         let Some(resting) = self.queues.remove(&number) else { return };

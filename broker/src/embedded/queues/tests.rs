@@ -211,6 +211,34 @@ fn a_reply_queue_expires_once_nobody_uses_it_and_nothing_arrives() {
 }
 
 #[test]
+fn a_reply_queue_used_again_at_the_last_moment_stays() {
+    let mut queues = fresh(limits());
+    let consumer = queues.subscribe(&reply(), 1).unwrap();
+    queues.unsubscribe(consumer.key, NOW);
+    let arriving = queues.offer(&Route::To(reply()), 1, NOW).unwrap();
+    queues.tick(NOW + 10_000);
+    let consumer = queues.subscribe(&reply(), 1).unwrap();
+    queues.arrived(&arriving, Box::default());
+    queues.tick(NOW + 1_000_000);
+    assert_eq!(take(&mut queues, consumer.key).id, arriving.id);
+    assert_eq!(queues.next_due(NOW), None);
+}
+
+#[test]
+fn a_crowd_of_retries_moves_on_in_parts() {
+    let mut queues = fresh(limits());
+    for _ in 0..10_000 {
+        arrive(&mut queues, &Route::Retry(DELAYS[0], Class::High), 1);
+    }
+    let mut parts = Vec::new();
+    while queues.tick(NOW + 1_000) {
+        parts.push(write(&mut queues).len());
+    }
+    assert_eq!(parts, [4_096, 4_096, 10_000 - 2 * 4_096]);
+    assert_eq!((ready(&queues, &JOBS), ready(&queues, &Queue::Retry(DELAYS[0]))), (10_000, 0));
+}
+
+#[test]
 fn what_a_file_holds_is_found_again() {
     let mut recovery = Recovery::new(limits(), NOW);
     let retry = Queue::Retry(RetryDelay::at_least(Duration::from_secs(2)));
