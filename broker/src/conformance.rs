@@ -58,18 +58,16 @@ pub trait Fixture: Send + Sync + Sized {
 pub type Run = fn() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One named test per property, over the fixture named; `list` before it gives names and [`Run`]s in place of tests.
-/// Attributes before it go on each test:
-/// `conformance_suite!(#[ignore = "needs a broker"] MyFixture);`
 #[macro_export]
 macro_rules! conformance_suite {
     (list $fixture:ty) => {
-        $crate::conformance_suite! { @names list [] $fixture }
+        $crate::conformance_suite! { @names list $fixture }
     };
-    ($(#[$attribute:meta])* $fixture:ty) => {
-        $crate::conformance_suite! { @names each [$(#[$attribute])*] $fixture }
+    ($fixture:ty) => {
+        $crate::conformance_suite! { @names each $fixture }
     };
-    (@names $what:ident $attributes:tt $fixture:ty) => {
-        $crate::conformance_suite! { @$what $attributes $fixture:
+    (@names $what:ident $fixture:ty) => {
+        $crate::conformance_suite! { @$what $fixture:
             order_is_kept_per_publisher_and_queue
             thousands_in_flight_arrive_once_and_in_order
             what_is_published_comes_out_the_same
@@ -102,14 +100,13 @@ macro_rules! conformance_suite {
             closing_ends_everything
         }
     };
-    (@list $attributes:tt $fixture:ty: $($property:ident)+) => {
+    (@list $fixture:ty: $($property:ident)+) => {
         [$((stringify!($property), (|| Box::pin($crate::conformance::$property::<$fixture>())) as $crate::conformance::Run)),+]
     };
-    (@each $attributes:tt $fixture:ty: $($property:ident)+) => {
-        $($crate::conformance_suite! { @one $attributes $fixture: $property })+
+    (@each $fixture:ty: $($property:ident)+) => {
+        $($crate::conformance_suite! { @one $fixture: $property })+
     };
-    (@one [$($attribute:tt)*] $fixture:ty: $property:ident) => {
-        $($attribute)*
+    (@one $fixture:ty: $property:ident) => {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $property() {
             $crate::conformance::$property::<$fixture>().await;

@@ -131,8 +131,8 @@ mod tests {
         Facts { models, ended: vec![], lanes, stamp: 1 }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn room_is_slots_less_what_waits_and_what_was_claimed() {
+    #[test]
+    fn room_is_slots_less_what_waits_and_what_was_claimed() {
         let now = Instant::now();
         let mut estimate = Estimate::new(WINDOW);
         estimate.learn(&batch(1), &facts(), now);
@@ -143,8 +143,8 @@ mod tests {
         assert_eq!(estimate.guess(&batch(1), [0, 0, 0], now).lane(Lane::Docker).granted, 0);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn frequency_slides_and_fades() {
+    #[test]
+    fn frequency_slides_and_fades() {
         let now = Instant::now();
         let mut estimate = Estimate::new(WINDOW);
         estimate.learn(&batch(100), &facts(), now);

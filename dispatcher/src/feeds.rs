@@ -175,8 +175,8 @@ mod tests {
             .collect()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn wait_queues_are_consumed_while_their_lane_has_room() {
+    #[test]
+    fn wait_queues_are_consumed_while_their_lane_has_room() {
         let start = Instant::now();
         let mut feeds = Feeds::new(start, KEEP, GONE);
         assert!(wanted(&feeds, start).is_empty());
@@ -189,8 +189,8 @@ mod tests {
         assert!(wanted(&feeds, start + KEEP).is_empty(), "full for as long as a job may be held");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_waits_for_a_lane_that_is_gone_is_offered_elsewhere_at_an_easy_pace() {
+    #[test]
+    fn what_waits_for_a_lane_that_is_gone_is_offered_elsewhere_at_an_easy_pace() {
         let start = Instant::now();
         let mut feeds = Feeds::new(start, KEEP, GONE);
         let later = start + GONE;

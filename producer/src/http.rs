@@ -41,6 +41,7 @@ mod body;
 mod errors;
 mod infer;
 mod jobs;
+mod linger;
 mod models;
 mod operations;
 mod protocol;
@@ -175,6 +176,7 @@ pub fn router(face: Face) -> Router {
         .route("/metrics", get(operations::metrics))
         .method_not_allowed_fallback(wrong_method)
         .fallback(no_route)
+        .layer(from_fn(linger::read_on))
         .layer(from_fn(count))
         .with_state(app)
 }

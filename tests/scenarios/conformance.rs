@@ -1,17 +1,15 @@
-//! The adapters on the services they are for: each port's own suite, and what only RabbitMQ can do to us.
+//! The adapters on the services they are for: each port's own suite, and what only RabbitMQ or Redis can do to us.
 
 use anyhow::{Context as _, Result, anyhow};
 use async_trait::async_trait;
 use broker::amqp::fixture::{self, Rabbit as OnRabbit, Service, trouble};
-use secrecy::SecretString;
-use state::State;
-use state::conformance::Fixture;
+use state::conformance::{RedisFixture, Server};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tests::scenario::{Need, Scenario};
-use tests::services::{Rabbit, RabbitVersion};
+use tests::services::{Rabbit, RabbitVersion, Redis};
 use tests::stage::Context;
 use tokio::runtime::Handle;
 
@@ -21,26 +19,20 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let suite = Scenario::on_each_rabbit("conformance/broker", &[], broker_suite);
     let trouble = Scenario::on_each_rabbit("conformance/broker_in_trouble", &[], broker_in_trouble);
     let redis = Scenario::new("conformance/state/redis", &[Need::Redis], state_suite);
-    suite.into_iter().chain(trouble).chain([redis]).map(|scenario| scenario.within(BOUND)).collect()
+    let redis_in_trouble =
+        Scenario::new("conformance/state/redis_in_trouble", &[Need::Redis], state_in_trouble);
+    suite
+        .into_iter()
+        .chain(trouble)
+        .chain([redis, redis_in_trouble])
+        .map(|scenario| scenario.within(BOUND))
+        .collect()
 }
 
 /// A broker of the scenario's own, which may be restarted and killed.
 struct Own {
     rabbit: Arc<Rabbit>,
     vhosts: AtomicU32,
-}
-
-impl Own {
-    /// Does something to the broker on a thread that may block: what the harness waits with cannot move between
-    /// threads, which the service's futures must.
-    async fn apart<T: Send + 'static>(
-        &self,
-        act: impl FnOnce(&Rabbit, &Handle) -> Result<T> + Send + 'static,
-    ) -> T {
-        let (rabbit, runtime) = (Arc::clone(&self.rabbit), Handle::current());
-        let acted = tokio::task::spawn_blocking(move || act(&rabbit, &runtime)).await;
-        acted.expect("no panic").expect("the broker does as told")
-    }
 }
 
 #[async_trait]
@@ -53,12 +45,12 @@ impl Service for Own {
     }
 
     async fn restart(&self) {
-        self.apart(|rabbit, runtime| runtime.block_on(rabbit.restart())).await;
+        apart(&self.rabbit, |rabbit, runtime| runtime.block_on(rabbit.restart())).await;
     }
 
     async fn crash(&self) {
         // A queue that was declared moments ago is not yet on disk; a message in it would be, and be lost with it.
-        self.apart(|rabbit, runtime| {
+        apart(&self.rabbit, |rabbit, runtime| {
             runtime.block_on(rabbit.flush())?;
             runtime.block_on(rabbit.kill9())?;
             runtime.block_on(rabbit.resume())
@@ -68,7 +60,7 @@ impl Service for Own {
 
     async fn ctl(&self, arguments: &[&str]) -> String {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        self.apart(move |rabbit, runtime| {
+        apart(&self.rabbit, move |rabbit, runtime| {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             runtime.block_on(rabbit.ctl(&arguments))
         })
@@ -98,28 +90,63 @@ async fn broker_in_trouble(context: &Context, version: RabbitVersion) -> Result<
     Ok(())
 }
 
-struct OnRedis {
-    url: String,
-}
-
-#[async_trait]
-impl Fixture for OnRedis {
-    async fn open(&self, name: &str, limits: state::Limits) -> Arc<dyn State> {
-        let url = SecretString::from(self.url.clone());
-        let config =
-            state::redis::Config { prefix: name.to_owned(), limits, ..state::redis::Config::new(url) };
-        state::redis::Redis::open(config).await.expect("Redis is there")
-    }
-}
-
 async fn state_suite(context: &Context) -> Result<()> {
     let redis = context.redis().await?;
-    let fixture = Arc::new(OnRedis { url: redis.url() });
+    let fixture = Arc::new(RedisFixture::new(&redis.url()));
     for property in state::conformance::ALL {
         let fixture = Arc::clone(&fixture);
         property_holds(property.name, async move { (property.run)(fixture.as_ref()).await }).await?;
     }
     Ok(())
+}
+
+/// A Redis of the scenario's own, which may be killed and misconfigured.
+struct OwnRedis {
+    redis: Arc<Redis>,
+}
+
+#[async_trait]
+impl Server for OwnRedis {
+    fn port(&self) -> u16 {
+        self.redis.port()
+    }
+
+    async fn kill(&self) {
+        apart(&self.redis, |redis, runtime| runtime.block_on(redis.kill9())).await;
+    }
+
+    async fn start(&self) {
+        apart(&self.redis, |redis, runtime| runtime.block_on(redis.resume())).await;
+    }
+
+    async fn cli(&self, arguments: &[&str]) -> String {
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        apart(&self.redis, move |redis, runtime| {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            runtime.block_on(redis.cli(0, &arguments))
+        })
+        .await
+    }
+}
+
+async fn state_in_trouble(context: &Context) -> Result<()> {
+    let server = Arc::new(OwnRedis { redis: Arc::new(context.own_redis().await?) });
+    for property in state::conformance::SERVER {
+        let server = Arc::clone(&server);
+        property_holds(property.name, async move { (property.run)(server.as_ref()).await }).await?;
+    }
+    Ok(())
+}
+
+/// Does something to a service on a thread that may block: what the harness waits with cannot move between threads,
+/// which the futures of the suites must.
+async fn apart<S: Send + Sync + 'static, T: Send + 'static>(
+    service: &Arc<S>,
+    act: impl FnOnce(&S, &Handle) -> Result<T> + Send + 'static,
+) -> T {
+    let (service, runtime) = (Arc::clone(service), Handle::current());
+    let acted = tokio::task::spawn_blocking(move || act(&service, &runtime)).await;
+    acted.expect("no panic").expect("the service does as told")
 }
 
 /// Runs a property on a task of its own, so that its panic can be told with its name.

@@ -1,4 +1,4 @@
-//! Jobs from client to result, through real processes, and through the death of `up`.
+//! Jobs from client to result, through real processes, and through their deaths.
 
 use crate::deployment::{Production, Up, each_once, jobs_file};
 use anyhow::{Context as _, Result, ensure};
@@ -6,10 +6,11 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
-use tests::process::{Program, python, workspace};
+use tests::process::{Process, Program, python, workspace};
 use tests::scenario::{Need, Scenario};
 use tests::services::RabbitVersion;
 use tests::stage::Context;
+use tests::until::until;
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -22,6 +23,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ];
     all.extend(Scenario::on_each_rabbit("pipeline/production", &[Binary, Redis], production));
     all.extend(Scenario::on_each_rabbit("pipeline/python_client", &[Binary, Redis, Python], python_client));
+    all.extend(Scenario::on_each_rabbit("pipeline/deaths_under_load", &[Binary, Redis], deaths));
     all.into_iter().map(|scenario| scenario.within(LONG)).collect()
 }
 
@@ -147,4 +149,46 @@ async fn up_drains(context: &Context) -> Result<()> {
         found.extend(result.args(some).run(LONG).await?.expect(0)?.json_lines()?);
     }
     each_once(&found, &labels)
+}
+
+/// Under load a worker and a dispatcher are killed with -9 and RabbitMQ is restarted three times: nothing is lost, and
+/// consumption resumes.
+async fn deaths(context: &Context, version: RabbitVersion) -> Result<()> {
+    let rabbit = context.own_rabbit(version).await?;
+    let redis = context.redis().await?;
+    let deployment = Production::on(context, rabbit.url(), redis.url());
+    let mut workers = vec![deployment.worker(context, "w1").await?, deployment.worker(context, "w2").await?];
+    let mut dispatchers =
+        vec![deployment.dispatcher(context, "d1").await?, deployment.dispatcher(context, "d2").await?];
+    let (jobs, results) = (context.folder().join("jobs.jsonl"), context.folder().join("results.jsonl"));
+    let labels = jobs_file(&jobs, 10_000)?;
+    let submit = deployment.command(context, "submit").await?;
+    let submit = submit
+        .args([Path::new("submit"), &jobs, Path::new("--output"), &results])
+        .args(["--wait", "--quiet"]);
+    let mut submit = submit.start()?;
+
+    more_results(&mut submit, &results, 200).await?;
+    workers[0].kill9().await?;
+    workers.push(deployment.worker(context, "w3").await?);
+    more_results(&mut submit, &results, 200).await?;
+    dispatchers[0].kill9().await?;
+    dispatchers.push(deployment.dispatcher(context, "d3").await?);
+    for _ in 0..3 {
+        more_results(&mut submit, &results, 200).await?;
+        rabbit.restart().await?;
+    }
+    submit.finish(LONG).await?.expect(0)?;
+    each_once(&results_of(&results)?, &labels)
+}
+
+/// Waits until at least so many more results were written: the jobs flow.
+async fn more_results(submit: &mut Process, results: &Path, more: usize) -> Result<()> {
+    let written = || fs::read(results).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count());
+    let before = written();
+    until(Duration::from_secs(180), "results come in", async || {
+        ensure!(submit.exited()?.is_some() || written() >= before + more, "{} results", written());
+        Ok(())
+    })
+    .await
 }

@@ -1,7 +1,7 @@
 //! A process killed with SIGKILL under load, again and again, over one store.
 //!
-//! The killed process is this test binary, started for [`load`] alone. It says on standard output what it knows,
-//! and what it said last is read after it is gone.
+//! The killed process is this test binary, started for the same test, which then only [`load`]s. It says on standard
+//! output what it knows, and what it said last is read after it is gone.
 
 use super::{contents, open, within};
 use broker::embedded::Embedded;
@@ -33,6 +33,9 @@ struct Said {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_killed_at_any_moment_loses_nothing_and_keeps_what_it_settled() {
+    if let (Ok(folder), Ok(round)) = (std::env::var(FOLDER), std::env::var(ROUND)) {
+        return load(Path::new(&folder), &round).await;
+    }
     let dir = tempfile::TempDir::new().unwrap();
     let mut said = Said::default();
     for (round, confirms) in [1, 40, 300, 7, 1_500, 900, 120, 2_000].into_iter().enumerate() {
@@ -80,7 +83,8 @@ async fn check(dir: &Path, said: &Said, round: usize) {
 
 fn start(dir: &Path, round: usize) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "killed::load", "--ignored", "--nocapture"]);
+    let test = "killed::a_process_killed_at_any_moment_loses_nothing_and_keeps_what_it_settled";
+    command.args(["--exact", test, "--nocapture"]);
     command.env(FOLDER, dir).env(ROUND, round.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
 }
@@ -115,15 +119,12 @@ fn listen(lines: &Receiver<String>, said: &mut Said, until_confirmed: Option<usi
 }
 
 /// A bit of everything, for ever.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "started, and killed, by the test above"]
-async fn load() {
-    let (Ok(folder), Ok(round)) = (std::env::var(FOLDER), std::env::var(ROUND)) else { return };
-    let broker = open(Path::new(&folder)).await.unwrap();
+async fn load(folder: &Path, round: &str) {
+    let broker = open(folder).await.unwrap();
     for queue in JOBS {
         tokio::spawn(consume(broker.clone(), queue));
     }
-    publish(&broker, &round).await;
+    publish(&broker, round).await;
 }
 
 async fn publish(broker: &Embedded, round: &str) {

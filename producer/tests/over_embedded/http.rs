@@ -11,7 +11,8 @@ use producer::http::{Face, Limits, router, serve};
 use schemas::{Class, Datatype, FailureKind, ModelContract, Opaque, Payload, Tensor};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -341,6 +342,21 @@ async fn every_bad_request_has_its_clear_error() {
     assert!(site.get(INFER).await.error(405).contains("does not take GET"));
     assert!(site.get("/v3").await.error(404).contains("no route /v3"));
     assert_eq!(station.ready(broker::Queue::Jobs(Class::High)).await, 0, "nothing of it became a job");
+}
+
+/// The whole body, then the answer, as most callers do it; a refusal must not break the pipe under them.
+#[tokio::test]
+async fn a_refused_body_is_read_to_its_end() {
+    let station = Station::open().await;
+    let site = Site::open(&station).await;
+    let mut caller = TcpStream::connect(&site.address).await.unwrap();
+    let body = vec![b' '; 80 << 20];
+    let head = format!("POST {INFER} HTTP/1.1\r\nhost: it\r\ncontent-length: {}\r\n\r\n", body.len());
+    caller.write_all(head.as_bytes()).await.unwrap();
+    caller.write_all(&body).await.unwrap();
+    let mut answer = [0; 12];
+    crate::rig::bounded(caller.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
 }
 
 #[tokio::test]
