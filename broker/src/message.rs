@@ -1,6 +1,9 @@
 //! Messages, as much of them as a broker handles.
 
 use bytes::Bytes;
+use schemas::JobId;
+use schemas::header::Claim;
+use schemas::wire::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 
 /// A message. The body is shared, never copied, on its way through.
@@ -53,6 +56,22 @@ pub enum Value {
 }
 
 impl Message {
+    /// A reply that carries the result of the job `id`.
+    pub fn reply(id: JobId, result: Bytes) -> Self {
+        let properties = Properties {
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            correlation_id: Some(id.to_string()),
+            ..Properties::default()
+        };
+        Self { properties, body: result, ..Self::default() }
+    }
+
+    /// What its properties say of it, should its header be unreadable.
+    pub fn claim(&self) -> Claim {
+        let Properties { correlation_id, reply_to, user_id, .. } = &self.properties;
+        Claim::of(correlation_id.as_deref(), reply_to.as_deref(), user_id.as_deref())
+    }
+
     /// A header as text; numbers and booleans in decimal.
     pub fn header_text(&self, name: &str) -> Option<String> {
         match &self.headers.iter().find(|(found, _)| found == name)?.1 {

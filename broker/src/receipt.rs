@@ -80,3 +80,17 @@ pub enum PublishError {
     #[error("broker is closed")]
     Closed,
 }
+
+impl PublishError {
+    /// Why a reply that failed so has nowhere to go, for a metric; none where it can still be sent. It is its client's
+    /// loss: the record holds the result, and no job is ever run again for it.
+    pub fn reply_dropped(&self) -> Option<&'static str> {
+        match self {
+            Self::Unroutable { .. } => Some("gone"),
+            Self::Full { .. } => Some("full"),
+            Self::TooLarge { .. } => Some("too_large"),
+            Self::Invalid(_) => Some("invalid"),
+            Self::Lost | Self::Unavailable(_) | Self::Closed => None,
+        }
+    }
+}

@@ -205,12 +205,8 @@ impl Loop {
         };
         match intake::read(&delivery.message, class, unix_now()) {
             Err(unreadable) => {
-                let intake::Unreadable { id, reply_to, client, failure } = unreadable;
-                self.end(Ending {
-                    delivery,
-                    queue,
-                    fate: Fate::Unreadable { id, client, reply_to, failure },
-                });
+                let intake::Unreadable { claim, failure } = unreadable;
+                self.end(Ending { delivery, queue, fate: Fate::Unreadable(claim, failure) });
             }
             Ok(header) if queue == Queue::DeadIntake => self.end_given_up(header, delivery, queue),
             Ok(header) => {

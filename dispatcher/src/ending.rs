@@ -3,8 +3,8 @@
 use broker::{Broker, Delivery, Message, Properties, PublishError, Queue, Route};
 use bytes::Bytes;
 use schemas::dead::DeadEntry;
-use schemas::wire::{CONTENT_TYPE, WIRE_VERSION};
-use schemas::{Class, ClientName, Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
+use schemas::header::Claim;
+use schemas::{Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
 use state::{Finish, Record, State};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +27,7 @@ pub(crate) enum Fate {
     /// It ends now.
     Ended(JobHeader, Status, Failure),
     /// It never was a job.
-    Unreadable {
-        id: Option<JobId>,
-        client: Option<ClientName>,
-        reply_to: Option<ReplyQueue>,
-        failure: Failure,
-    },
+    Unreadable(Claim, Failure),
 }
 
 /// What it takes to end jobs.
@@ -54,10 +49,10 @@ impl Ender {
                 metrics::counter!("straightline_dispatcher_jobs_ended_total", "status" => status.as_str(), "kind" => failure.kind.as_str()).increment(1);
                 self.end_now(header, status, failure, queue, message, now).await
             }
-            Fate::Unreadable { id, client, reply_to, failure } => {
+            Fate::Unreadable(claim, failure) => {
                 metrics::counter!("straightline_dispatcher_jobs_ended_total", "status" => "failed", "kind" => failure.kind.as_str()).increment(1);
                 tracing::warn!(queue = %queue, error = %failure, "a message is no job; it goes to dead");
-                self.end_unreadable(id, client, reply_to, failure, queue, message, now).await
+                self.end_unreadable(claim, failure, queue, message, now).await
             }
         };
         match ended {
@@ -87,70 +82,27 @@ impl Ender {
         // A passed deadline is the client's choice, not a fault to look into. An earlier record that says failed may be
         // from a dispatcher that died before it came to this: burying twice is harmless.
         if status == Status::Failed && says_failed(&recorded) {
-            let entry = DeadEntry {
-                version: WIRE_VERSION,
-                id: header.id,
-                died: now,
-                failure,
-                attempts: header.attempt.saturating_sub(1),
-                history: header.history.clone(),
-                model: Some(header.model.clone()),
-                client: Some(header.client.clone()),
-                class: header.class,
-                size: header.size,
-                queue: queue.to_string(),
-            };
+            let entry = DeadEntry::of(&header, failure, &queue.to_string(), now);
             self.bury(entry, Message { packed: Some(header.encode()), ..message }).await?;
         }
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what little is known of the message, part by part")]
+    /// No record is written: the id that the message carries, if any, is only a claim, and may be another job's.
     async fn end_unreadable(
         &self,
-        id: Option<JobId>,
-        client: Option<ClientName>,
-        reply_to: Option<ReplyQueue>,
+        claim: Claim,
         failure: Failure,
         queue: Queue,
         message: Message,
         now: UnixMillis,
     ) -> Result<(), PublishError> {
-        let entry = DeadEntry {
-            version: WIRE_VERSION,
-            id: id.unwrap_or_else(JobId::new),
-            died: now,
-            failure: failure.clone(),
-            attempts: 0,
-            history: Vec::new(),
-            model: None,
-            client: client.clone(),
-            class: Class::default(),
-            size: message.body.len() as u64,
-            queue: queue.to_string(),
-        };
-        if let Some(reply_to) = reply_to {
-            let result = JobResult {
-                version: WIRE_VERSION,
-                id: entry.id,
-                status: Status::Failed,
-                client,
-                model: None,
-                output: None,
-                error: Some(failure),
-                attempts: 0,
-                lane: None,
-                reason: None,
-                worker: Some(self.name.clone()),
-                submitted: now,
-                finished: now,
-                run_us: None,
-                history: Vec::new(),
-                origin: None,
-            };
-            let recorded = self.record(entry.id, result.encode()).await;
-            self.reply(Some(reply_to), entry.id, recorded).await?;
-        }
+        let size = message.body.len() as u64;
+        let entry = DeadEntry::unreadable(&claim, size, failure.clone(), &queue.to_string(), now);
+        let reply_to = claim.reply_to.clone();
+        let mut result = JobResult::unreadable(claim, failure, now);
+        result.worker = Some(self.name.clone());
+        self.reply(reply_to, result.id, result.encode()).await?;
         self.bury(entry, message).await
     }
 
@@ -168,29 +120,14 @@ impl Ender {
         }
     }
 
-    /// Sends a result; a reply queue that is gone or full is its client's loss, the record holds the result.
+    /// Sends a result. One that has nowhere to go is counted and no error.
     async fn reply(&self, to: Option<ReplyQueue>, id: JobId, result: Bytes) -> Result<(), PublishError> {
         let Some(to) = to else { return Ok(()) };
-        let message = Message {
-            properties: Properties {
-                content_type: Some(CONTENT_TYPE.to_owned()),
-                correlation_id: Some(id.to_string()),
-                ..Properties::default()
-            },
-            body: result,
-            ..Message::default()
-        };
-        match self.broker.publish(Route::To(Queue::Reply(to)), message).await.await {
-            Err(PublishError::Unroutable { .. }) => {
-                metrics::counter!("straightline_replies_dropped_total", "reason" => "gone").increment(1);
-                Ok(())
-            }
-            Err(PublishError::Full { .. }) => {
-                metrics::counter!("straightline_replies_dropped_total", "reason" => "full").increment(1);
-                Ok(())
-            }
-            other => other,
-        }
+        let sent = self.broker.publish(Route::To(Queue::Reply(to)), Message::reply(id, result)).await.await;
+        let Err(error) = sent else { return Ok(()) };
+        let Some(reason) = error.reply_dropped() else { return Err(error) };
+        metrics::counter!("straightline_replies_dropped_total", "reason" => reason).increment(1);
+        Ok(())
     }
 
     /// Lays a message to rest in `dead`, then into the index.

@@ -1,18 +1,13 @@
 //! Reading what arrives: headers only, never a body.
 
 use broker::Message;
-use schemas::header::{self, InvalidHeader, PlainFacts};
-use schemas::{Class, ClientName, Failure, FailureKind, JobHeader, JobId, ReplyQueue, UnixMillis};
+use schemas::header::{self, Claim, InvalidHeader, PlainFacts};
+use schemas::{Class, ClientName, Failure, FailureKind, JobHeader, UnixMillis};
 
 /// A message that is no job: what can still be said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unreadable {
-    /// Its id, if it has one.
-    pub(crate) id: Option<JobId>,
-    /// Where its sender may be told; none where the sender asked for someone else's queue.
-    pub(crate) reply_to: Option<ReplyQueue>,
-    /// Its sender, as far as the broker vouches for it.
-    pub(crate) client: Option<ClientName>,
+    pub(crate) claim: Claim,
     /// Why it is no job.
     pub(crate) failure: Failure,
 }
@@ -23,7 +18,7 @@ pub(crate) struct Unreadable {
 /// is refused: otherwise one client could write into the replies of another.
 pub(crate) fn read(message: &Message, class: Class, now: UnixMillis) -> Result<JobHeader, Unreadable> {
     let vouched = message.properties.user_id.as_deref();
-    let unreadable = |failure| unreadable(message, failure);
+    let unreadable = |failure| Unreadable { claim: message.claim(), failure };
     let mut header = match &message.packed {
         Some(packed) => JobHeader::decode(packed).map_err(|error| unreadable(from_packed(&error)))?,
         None => {
@@ -55,12 +50,8 @@ pub(crate) fn read(message: &Message, class: Class, now: UnixMillis) -> Result<J
             "reply_to {queue} is not a queue of client {}: use reply.{}.<instance>",
             header.client, header.client
         );
-        return Err(Unreadable {
-            id: Some(header.id),
-            reply_to: None,
-            client: Some(header.client),
-            failure: Failure::new(FailureKind::Forbidden, message),
-        });
+        let claim = Claim { id: header.id, reply_to: None, client: Some(header.client) };
+        return Err(Unreadable { claim, failure: Failure::new(FailureKind::Forbidden, message) });
     }
     // An inline input is measured, whatever its header says: thresholds and payload limits rest on it.
     header.size = header.size.max(message.body.len() as u64);
@@ -73,15 +64,6 @@ fn from_packed(error: &InvalidHeader) -> Failure {
         _ => FailureKind::Undecodable,
     };
     Failure::new(kind, format!("header sl: {error}"))
-}
-
-fn unreadable(message: &Message, failure: Failure) -> Unreadable {
-    let properties = &message.properties;
-    let client = properties.user_id.as_deref().and_then(|login| ClientName::new(login).ok());
-    let reply_to = properties.reply_to.as_deref().and_then(|queue| ReplyQueue::new(queue).ok());
-    let reply_to = reply_to.filter(|queue| client.as_ref().is_none_or(|client| queue.belongs_to(client)));
-    let id = properties.correlation_id.as_deref().and_then(|id| id.parse().ok());
-    Unreadable { id, reply_to, client, failure }
 }
 
 #[cfg(test)]
@@ -142,7 +124,9 @@ mod tests {
             let unreadable = read(&plain(&headers), Class::Normal, NOW).unwrap_err();
             assert!(unreadable.failure.message.contains(expected), "{}", unreadable.failure);
             assert_eq!(unreadable.failure.kind, kind);
-            assert!(unreadable.id.is_some() && unreadable.reply_to.is_some());
+            let claim = unreadable.claim;
+            assert_eq!(claim.id.to_string(), "019aa0f2-5d0e-7cc1-9f5e-7a1b0c2d3e4f");
+            assert!(claim.reply_to.is_some());
         }
         let packed = Message { packed: Some(bytes::Bytes::from_static(b"\x01")), ..plain(&[]) };
         let unreadable = read(&packed, Class::Normal, NOW).unwrap_err();
@@ -154,9 +138,9 @@ mod tests {
         let mut message = plain(&[("sl-model", text("m"))]);
         message.properties.reply_to = Some("reply.alice.7".to_owned());
         let unreadable = read(&message, Class::Normal, NOW).unwrap_err();
-        assert_eq!((unreadable.failure.kind, unreadable.reply_to), (FailureKind::Forbidden, None));
+        assert_eq!((unreadable.failure.kind, unreadable.claim.reply_to), (FailureKind::Forbidden, None));
         message.packed = Some(bytes::Bytes::from_static(b"\x01"));
-        assert_eq!(read(&message, Class::Normal, NOW).unwrap_err().reply_to, None);
+        assert_eq!(read(&message, Class::Normal, NOW).unwrap_err().claim.reply_to, None);
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use crate::class::Class;
 use crate::failure::{Attempt, Failure};
+use crate::header::{Claim, JobHeader};
 use crate::id::JobId;
 use crate::names::{ClientName, ModelName};
 use crate::time::UnixMillis;
+use crate::wire::WIRE_VERSION;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -34,4 +36,40 @@ pub struct DeadEntry {
     pub size: u64,
     /// The queue it was last in.
     pub queue: String,
+}
+
+impl DeadEntry {
+    /// The job of `header`, which died in `queue`; its attempts are those before the header's.
+    pub fn of(header: &JobHeader, failure: Failure, queue: &str, now: UnixMillis) -> Self {
+        Self {
+            version: WIRE_VERSION,
+            id: header.id,
+            died: now,
+            failure,
+            attempts: header.attempt.saturating_sub(1),
+            history: header.history.clone(),
+            model: Some(header.model.clone()),
+            client: Some(header.client.clone()),
+            class: header.class,
+            size: header.size,
+            queue: queue.to_owned(),
+        }
+    }
+
+    /// A message of `size` bytes that was no job.
+    pub fn unreadable(claim: &Claim, size: u64, failure: Failure, queue: &str, now: UnixMillis) -> Self {
+        Self {
+            version: WIRE_VERSION,
+            id: claim.id,
+            died: now,
+            failure,
+            attempts: 0,
+            history: Vec::new(),
+            model: None,
+            client: claim.client.clone(),
+            class: Class::default(),
+            size,
+            queue: queue.to_owned(),
+        }
+    }
 }

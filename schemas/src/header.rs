@@ -13,9 +13,11 @@ use crate::time::UnixMillis;
 use bytes::Bytes;
 use std::time::Duration;
 
+mod claim;
 mod packed;
 mod plain;
 
+pub use claim::Claim;
 pub use packed::InvalidHeader;
 pub use plain::{InvalidPlainHeader, PlainFacts, names};
 

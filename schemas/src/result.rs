@@ -1,6 +1,7 @@
 //! How a job ended: the one thing a client gets.
 
 use crate::failure::{Attempt, Failure};
+use crate::header::{Claim, JobHeader};
 use crate::id::JobId;
 use crate::lane::Lane;
 use crate::names::{ClientName, ModelName};
@@ -93,7 +94,7 @@ pub struct JobResult {
 
 impl JobResult {
     /// The result of the job of `header`, ended at `now` with `status`; the caller fills in the rest.
-    pub fn of(header: &crate::JobHeader, status: Status, now: UnixMillis) -> Self {
+    pub fn of(header: &JobHeader, status: Status, now: UnixMillis) -> Self {
         let (lane, reason) = match &header.placement {
             Some(placement) => (Some(placement.lane), Some(placement.reason.clone())),
             None => (None, None),
@@ -115,6 +116,28 @@ impl JobResult {
             run_us: None,
             history: header.history.clone(),
             origin: header.origin,
+        }
+    }
+
+    /// The word to whoever sent a message that was no job.
+    pub fn unreadable(claim: Claim, failure: Failure, now: UnixMillis) -> Self {
+        Self {
+            version: WIRE_VERSION,
+            id: claim.id,
+            status: Status::Failed,
+            client: claim.client,
+            model: None,
+            output: None,
+            error: Some(failure),
+            attempts: 0,
+            lane: None,
+            reason: None,
+            worker: None,
+            submitted: now,
+            finished: now,
+            run_us: None,
+            history: Vec::new(),
+            origin: None,
         }
     }
 

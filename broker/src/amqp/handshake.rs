@@ -19,6 +19,10 @@ use tokio::time::timeout;
 /// The first delay before connecting again; it doubles from there.
 pub(super) const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
 
+/// How long the broker may take to answer on an open connection. The first declaration of a quorum queue is the slowest:
+/// hundreds of milliseconds where it is busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The broker's codes for a wrong login and for a virtual host that is not there or not ours.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
@@ -90,6 +94,15 @@ pub(super) fn code(error: &lapin::Error) -> Option<u16> {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
         _ => None,
     }
+}
+
+/// The broker's answer to something asked on an open connection. One that starts or stops, or whose queue has no leader,
+/// may owe it for ever while the connection stands; whoever asked then gives up on the channel and asks again.
+pub(super) async fn answered<T>(asked: impl Future<Output = lapin::Result<T>>) -> lapin::Result<T> {
+    timeout(ANSWER_TIMEOUT, asked).await.unwrap_or_else(|_| {
+        let waited = format!("no answer within {ANSWER_TIMEOUT:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, waited).into())
+    })
 }
 
 /// Connects once and declares the topology.

@@ -2,7 +2,7 @@
 //! missed.
 
 use super::connection::Link;
-use super::handshake::reason;
+use super::handshake::{answered, reason};
 use super::{FAREWELL, Phase, Phases, Tasks, topology};
 use crate::BrokerError;
 use bytes::Bytes;
@@ -112,5 +112,5 @@ async fn open(link: &Link) -> Result<Ear, BrokerError> {
         let stream = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?;
         Ok(Ear { stream, channel })
     };
-    opened.await.map_err(|error: lapin::Error| setup.failed("listen to broadcasts", &error))
+    answered(opened).await.map_err(|error| setup.failed("listen to broadcasts", &error))
 }

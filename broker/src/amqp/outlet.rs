@@ -11,6 +11,7 @@
 //! confirm it came with. Two messages alike in everything are interchangeable: one copy was stored, one is told so.
 
 use super::connection::Link;
+use super::handshake::answered;
 use super::{FAREWELL, Phase, Phases, Tasks, convert};
 use crate::message::Message;
 use crate::queue::{Queue, Route};
@@ -343,9 +344,13 @@ impl Outlet {
 
 /// `None` once the link is closed.
 async fn open_channel(link: &Link, id: u64) -> lapin::Result<Option<Arc<Open>>> {
+    // A broker that holds publishers back reads nothing from them, not even this.
+    if !link.unblocked().await {
+        return Ok(None);
+    }
     let Some(uplink) = link.up().await else { return Ok(None) };
-    let channel = uplink.connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let channel = answered(uplink.connection.create_channel()).await?;
+    answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
     let frame_max = uplink.connection.configuration().frame_max() as usize;
     Ok(Some(Arc::new(Open { channel, frame_max, id })))
 }

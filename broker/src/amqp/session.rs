@@ -4,7 +4,7 @@ use super::acks::{Acks, Frame, Tag};
 use super::allowance::{Allowance, Id, Step};
 use super::connection::Link;
 use super::consumer::{Arrived, Command, Item, Settler};
-use super::handshake::reason;
+use super::handshake::{answered, reason};
 use super::{FAREWELL, Phase, Phases, topology};
 use crate::BrokerError;
 use crate::delivery::Settlement;
@@ -102,7 +102,7 @@ impl Session {
     pub(super) async fn open(link: &Link, queue: &Queue, prefetch: u32) -> Result<Self, BrokerError> {
         let setup = &link.setup;
         let uplink = link.up_soon().await?;
-        let opened = uplink.connection.create_channel().await;
+        let opened = answered(uplink.connection.create_channel()).await;
         let channel = opened.map_err(|error| setup.failed("open a channel", &error))?;
         let mut subscriptions_max = Allowance::SUBSCRIPTIONS_MAX;
         if let Queue::Reply(reply) = queue {
@@ -231,7 +231,7 @@ impl Session {
             match step {
                 Step::Cancel { id } => self.cancel(id).await?,
                 Step::Subscribe { id, prefetch } => {
-                    self.channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+                    answered(self.channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
                     let exclusive = matches!(self.queue, Queue::Reply(_));
                     let stream = self.channel.basic_consume(
                         self.queue.to_string().into(),
@@ -239,7 +239,7 @@ impl Session {
                         BasicConsumeOptions { exclusive, ..BasicConsumeOptions::default() },
                         FieldTable::default(),
                     );
-                    self.streams.push((id, stream.await?));
+                    self.streams.push((id, answered(stream).await?));
                 }
             }
         }
@@ -248,7 +248,8 @@ impl Session {
 
     /// Cancels a subscription and collects what it still brought.
     async fn cancel(&mut self, id: Id) -> lapin::Result<()> {
-        let cancelled = self.channel.basic_cancel(self.consumer_tag(id), BasicCancelOptions::default()).await;
+        let cancelling = self.channel.basic_cancel(self.consumer_tag(id), BasicCancelOptions::default());
+        let cancelled = answered(cancelling).await;
         if let Some(nth) = self.streams.iter().position(|(found, _)| *found == id) {
             let (_, mut stream) = self.streams.swap_remove(nth);
             while let Some(Some(Ok(delivery))) = stream.next().now_or_never() {

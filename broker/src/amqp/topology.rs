@@ -9,7 +9,7 @@
 //!
 //! Dead-lettering is at least once, which needs `reject-publish`: a full queue then refuses in place of dropping.
 
-use super::handshake::{Setup, code, reason};
+use super::handshake::{Setup, answered, code, reason};
 use crate::queue::Queue;
 use crate::{BrokerError, Limits};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -128,11 +128,13 @@ fn number(value: u64) -> Argument {
 /// Declares the fixed topology: what of it is not there yet is made, what is there is compared.
 pub(super) async fn declare_all(connection: &Connection, setup: &Setup) -> Result<(), BrokerError> {
     let failed = |error| setup.failed("open a channel", &error);
-    let channel = connection.create_channel().await.map_err(failed)?;
+    let channel = answered(connection.create_channel()).await.map_err(failed)?;
     for declaration in topology(&setup.limits) {
         declare(&channel, &declaration, setup).await?;
     }
-    channel.close(200, "declared".into()).await.map_err(|error| setup.failed("close a channel", &error))
+    answered(channel.close(200, "declared".into()))
+        .await
+        .map_err(|error| setup.failed("close a channel", &error))
 }
 
 /// Declares one thing. An error closes the channel.
@@ -146,11 +148,14 @@ pub(super) async fn declare(
             let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
             let declared =
                 channel.exchange_declare(name.as_str().into(), kind.clone(), options, FieldTable::default());
-            declared.await.map_err(|error| setup.failed(&format!("declare exchange {name}"), &error))
+            answered(declared)
+                .await
+                .map_err(|error| setup.failed(&format!("declare exchange {name}"), &error))
         }
         Declaration::Queue { name, arguments } => {
             let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            let declared = channel.queue_declare(name.as_str().into(), options, table(arguments)).await;
+            let declared = channel.queue_declare(name.as_str().into(), options, table(arguments));
+            let declared = answered(declared).await;
             declared.map(|_| ()).map_err(|error| match code(&error) {
                 Some(PRECONDITION_FAILED) => {
                     BrokerError::Mismatch { queue: name.clone(), reason: reason(&error) }
@@ -166,7 +171,9 @@ pub(super) async fn declare(
                 QueueBindOptions::default(),
                 FieldTable::default(),
             );
-            bound.await.map_err(|error| setup.failed(&format!("bind queue {queue} to {exchange}"), &error))
+            answered(bound)
+                .await
+                .map_err(|error| setup.failed(&format!("bind queue {queue} to {exchange}"), &error))
         }
     }
 }

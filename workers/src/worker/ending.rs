@@ -7,7 +7,6 @@ use bytes::Bytes;
 use schemas::dead::DeadEntry;
 use schemas::lifecycle::Event;
 use schemas::retry::{Decision, RetryDelay, RetryPolicy};
-use schemas::wire::WIRE_VERSION;
 use schemas::{Attempt, Failure, FailureKind, JobHeader, JobResult, Lane, Payload, Status, UnixMillis};
 use std::time::Duration;
 
@@ -112,19 +111,8 @@ fn gave_up(header: JobHeader, failure: Failure, place: &Place<'_>, now: UnixMill
     if expired {
         return Ending::Ended(Box::new(result));
     }
-    let entry = DeadEntry {
-        version: WIRE_VERSION,
-        id: header.id,
-        died: now,
-        failure,
-        attempts: header.attempt,
-        history: header.history.clone(),
-        model: Some(header.model.clone()),
-        client: Some(header.client.clone()),
-        class: header.class,
-        size: header.size,
-        queue: place.queue.to_owned(),
-    };
+    let entry = DeadEntry::of(&header, failure, place.queue, now);
+    let entry = DeadEntry { attempts: header.attempt, ..entry };
     Ending::Dead(Box::new(Dead { result, header, entry }))
 }
 

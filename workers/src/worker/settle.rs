@@ -9,8 +9,7 @@ use super::services::{Job, Services};
 use broker::{Message, Properties, PublishError, Queue, Route, Settlement};
 use bytes::Bytes;
 use schemas::dead::DeadEntry;
-use schemas::wire::{CONTENT_TYPE, WIRE_VERSION};
-use schemas::{Class, ClientName, Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
+use schemas::{Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -62,21 +61,9 @@ async fn answer(services: &Services, job: &Job, record: Bytes) -> Result<(), Pub
     match offload(bytes, move || JobResult::decode(&record)).await {
         Ok(result) if result.status == Status::Failed => {
             let Some(failure) = result.error else { return Ok(()) };
-            let mut header = job.header.clone();
-            header.history = result.history;
-            let entry = DeadEntry {
-                version: WIRE_VERSION,
-                id: header.id,
-                died: result.finished,
-                failure,
-                attempts: result.attempts,
-                history: header.history.clone(),
-                model: Some(header.model.clone()),
-                client: Some(header.client.clone()),
-                class: header.class,
-                size: header.size,
-                queue: services.queue.clone(),
-            };
+            let header = JobHeader { history: result.history, ..job.header.clone() };
+            let entry = DeadEntry::of(&header, failure, &services.queue, result.finished);
+            let entry = DeadEntry { attempts: result.attempts, ..entry };
             bury(services, entry, &job.message, Some(header)).await
         }
         _ => Ok(()),
@@ -119,42 +106,13 @@ pub(crate) async fn settle_unreadable(
     now: UnixMillis,
 ) -> Settlement {
     tracing::warn!(error = %failure, queue = %services.queue, "a message is no job; it goes to dead");
-    let properties = &message.properties;
-    let id: JobId =
-        properties.correlation_id.as_deref().and_then(|id| id.parse().ok()).unwrap_or_else(JobId::new);
-    let client = properties.user_id.as_deref().and_then(|login| ClientName::new(login).ok());
-    let reply_to = properties.reply_to.as_deref().and_then(|queue| ReplyQueue::new(queue).ok());
-    let reply_to = reply_to.filter(|queue| client.as_ref().is_none_or(|client| queue.belongs_to(client)));
-    let entry = DeadEntry {
-        version: WIRE_VERSION,
-        id,
-        died: now,
-        failure: failure.clone(),
-        attempts: 0,
-        history: Vec::new(),
-        model: None,
-        client: client.clone(),
-        class: Class::default(),
-        size: message.body.len() as u64,
-        queue: services.queue.clone(),
-    };
+    let claim = message.claim();
+    let (id, reply_to, size) = (claim.id, claim.reply_to.clone(), message.body.len() as u64);
+    let entry = DeadEntry::unreadable(&claim, size, failure.clone(), &services.queue, now);
     let result = JobResult {
-        version: WIRE_VERSION,
-        id,
-        status: Status::Failed,
-        client,
-        model: None,
-        output: None,
-        error: Some(failure),
-        attempts: 0,
         lane: Some(services.lane),
-        reason: None,
         worker: Some(services.config.name.clone()),
-        submitted: now,
-        finished: now,
-        run_us: None,
-        history: Vec::new(),
-        origin: None,
+        ..JobResult::unreadable(claim, failure, now)
     };
     let told = async {
         reply(services, reply_to, id, result.encode()).await?;
@@ -169,8 +127,7 @@ pub(crate) async fn settle_unreadable(
     }
 }
 
-/// Sends a result. A reply queue that is gone or full is its client's loss: the record holds the result, and the job
-/// is never run again for it.
+/// Sends a result. One that has nowhere to go is counted and no error.
 async fn reply(
     services: &Services,
     to: Option<ReplyQueue>,
@@ -178,20 +135,10 @@ async fn reply(
     result: Bytes,
 ) -> Result<(), PublishError> {
     let Some(to) = to else { return Ok(()) };
-    let properties = Properties {
-        content_type: Some(CONTENT_TYPE.to_owned()),
-        correlation_id: Some(id.to_string()),
-        ..Properties::default()
+    let Err(error) = services.publish(Route::To(Queue::Reply(to)), Message::reply(id, result)).await else {
+        return Ok(());
     };
-    let message = Message { properties, body: result, ..Message::default() };
-    let reason = match services.publish(Route::To(Queue::Reply(to)), message).await {
-        Ok(()) => return Ok(()),
-        Err(PublishError::Unroutable { .. }) => "gone",
-        Err(PublishError::Full { .. }) => "full",
-        Err(PublishError::TooLarge { .. }) => "too_large",
-        Err(PublishError::Invalid(_)) => "invalid",
-        Err(error) => return Err(error),
-    };
+    let Some(reason) = error.reply_dropped() else { return Err(error) };
     tracing::debug!(job.id = %id, reason, "a reply had no queue to go to; its record holds the result");
     measure::reply_dropped(reason);
     Ok(())
