@@ -92,7 +92,13 @@ impl ReplyQueue {
 
     /// The reply queue of `instance` of `client`.
     pub fn of(client: &ClientName, instance: &str) -> Result<Self, InvalidName> {
-        Self::new(&format!("reply.{client}.{instance}"))
+        let name = format!("reply.{client}.{instance}");
+        // Taken apart again, the part before a dot in it would belong to the client.
+        if instance.contains('.') {
+            Err(InvalidName::new("reply_to", &name, Self::RULE))
+        } else {
+            Self::new(&name)
+        }
     }
 
     /// Checks and takes a whole queue name.
@@ -176,6 +182,7 @@ mod tests {
         let queue = ReplyQueue::of(&dotted, "c").unwrap();
         assert!(queue.belongs_to(&dotted));
         assert!(!queue.belongs_to(&short), "a prefix is not an owner");
+        assert!(ReplyQueue::of(&short, "b.c").is_err(), "it would be the queue of a.b");
         for bad in ["jobs.high", "reply.a", "reply..x", "reply.a.", "reply.a b.c", "reply.a.x/y"] {
             assert!(ReplyQueue::new(bad).is_err(), "{bad}");
         }
