@@ -35,8 +35,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore};
 
+mod asks;
 mod batch;
-mod binary;
 mod body;
 mod errors;
 mod infer;
@@ -44,7 +44,6 @@ mod jobs;
 mod linger;
 mod models;
 mod operations;
-mod protocol;
 mod results;
 mod serve;
 

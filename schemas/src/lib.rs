@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod model;
 pub mod names;
+pub mod oip;
 pub mod payload;
 pub mod published;
 pub mod result;

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use broker::PublishError;
 use schemas::failure::FailureKind;
+use schemas::oip::Malformed;
 use schemas::{Failure, JobResult, Status};
 use state::StateError;
 use state::blobs::BlobError;
@@ -108,6 +109,12 @@ impl IntoResponse for Error {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+impl From<Malformed> for Error {
+    fn from(error: Malformed) -> Self {
+        Self::bad(error.to_string())
     }
 }
 

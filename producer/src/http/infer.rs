@@ -1,9 +1,8 @@
 //! `POST /v2/models/{model}/infer`: submit and wait. And the answer a finished job makes, shared with `/v1/jobs`.
 
-use super::binary::{self, About, Encoded, HEAD_LENGTH};
+use super::asks::Asks;
 use super::body::{self, InHand};
 use super::errors::Error;
-use super::protocol::{Asks, InferRequest, Selection, tensors};
 use super::{App, models};
 use crate::submission::{Identity, Submission};
 use axum::body::Body;
@@ -12,8 +11,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
+use schemas::oip::{self, About, Encoded, HEAD_LENGTH, Input, Parameters, Selection};
 use schemas::{Class, JobResult, ModelContract, Payload, Status, Tensor};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,7 +87,7 @@ pub(super) async fn read(
     let json_max = app.limits.json_bytes_max;
     let limit = if headers.contains_key(HEAD_LENGTH) { app.limits.body_bytes_max } else { json_max };
     let body = body::read(app, headers, body, limit).await?;
-    let (head, data) = binary::split(headers, body.bytes.clone())?;
+    let (head, data) = oip::split(headers.get(HEAD_LENGTH).map(HeaderValue::as_bytes), body.bytes.clone())?;
     if head.len() > json_max {
         let message =
             format!("JSON has {} bytes: at most {json_max}; send large tensors as binary data", head.len());
@@ -99,10 +99,10 @@ pub(super) async fn read(
 type Decoded = (Submission, Selection, Option<String>);
 
 fn decode(model: &ModelContract, head: &[u8], data: Bytes, deadline: Duration) -> Result<Decoded, Error> {
-    let request: InferRequest = body::json(head)?;
+    let request: oip::Request = body::json(head)?;
     let asks = Asks::of(request.parameters)?;
     let selection = Selection::of(request.outputs, asks.binary)?;
-    let input = Payload::Tensors(tensors(request.inputs, data)?);
+    let input = Payload::Tensors(Input::tensors(request.inputs, data)?);
     models::check(model, &input, &selection.names)?;
     let mut submission = Submission::new(model.name.clone(), input);
     submission.class = asks.class.unwrap_or(Class::High);
@@ -154,7 +154,7 @@ pub(super) async fn answer(
 }
 
 fn about(model: Option<&ModelContract>, result: &JobResult, id: Option<String>) -> About {
-    let mut parameters = Map::from_iter([
+    let mut parameters = Parameters::from([
         ("job_id".to_owned(), json!(result.id)),
         ("attempts".to_owned(), json!(result.attempts)),
     ]);
@@ -179,13 +179,13 @@ async fn respond(
     selection: Selection,
 ) -> Result<Response, Error> {
     let bytes = tensors.iter().map(|tensor| tensor.data().len()).sum();
-    let encoded = body::off_runtime(app, bytes, move || binary::encode(&about, &tensors, &selection)).await?;
+    let encoded = body::off_runtime(app, bytes, move || oip::respond(&about, &tensors, &selection)).await?;
+    let length = HeaderValue::from(encoded.len());
     let Encoded { head, data } = encoded;
     if data.is_empty() {
         return Ok(([(header::CONTENT_TYPE, "application/json")], head).into_response());
     }
     let head_length = HeaderValue::from(head.len());
-    let length = HeaderValue::from(head.len() + data.iter().map(Bytes::len).sum::<usize>());
     let parts = std::iter::once(head).chain(data).map(Ok::<_, Infallible>);
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),

@@ -1,9 +1,9 @@
 //! `/v1/jobs`: submit without waiting, look later, take back.
 
+use super::asks::Asks;
 use super::body;
 use super::errors::Error;
 use super::infer::{self, identity, trace};
-use super::protocol::{Asks, Input, Output, Parameters, Selection, tensors};
 use super::{App, batch, models};
 use crate::client::{Cancelled, WaitError};
 use crate::now;
@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use schemas::limits::DEADLINE_MAX;
+use schemas::oip::{Input, Output, Parameters, Selection};
 use schemas::{Class, JobId, JobResult, ModelName, Opaque, Payload, Status};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -108,7 +109,7 @@ fn read(head: &[u8], data: Bytes) -> Result<Submission, Error> {
     let request: JobRequest = body::json(head)?;
     let asks = Asks::of(request.parameters)?;
     let selection = Selection::of(request.outputs, asks.binary)?;
-    let input = Payload::Tensors(tensors(request.inputs, data)?);
+    let input = Payload::Tensors(Input::tensors(request.inputs, data)?);
     let mut submission = Submission::new(request.model, input);
     submission.identity = match (request.id, request.key) {
         (Some(id), None) => Identity::Id(id),
