@@ -14,5 +14,6 @@ pub mod catalog;
 pub mod lane;
 pub mod local;
 pub mod probe;
+mod remote;
 pub mod runtime;
 pub mod worker;

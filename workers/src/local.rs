@@ -13,6 +13,7 @@
 //! Invariants: idle permits = idle threads; a thread is idle, busy, abandoned or gone, and moves between these
 //! under one lock; a panic in a model is a failure of that run and costs no thread.
 
+pub mod beside;
 mod threads;
 
 use crate::catalog::Catalog;
