@@ -71,6 +71,9 @@ pub struct JobHeader {
     pub run_timeout: Option<Duration>,
     /// Most attempts the client allows; none for the deployment's own limit.
     pub attempts_max: Option<u8>,
+    /// Whether this attempt may have begun before, in a worker that died or was lost with it: what a delivery says of
+    /// itself, kept for the hops that make a new message of it.
+    pub may_have_run: bool,
     /// Elements a newer writer appended, undecoded.
     pub unknown: UnknownTail,
 }
@@ -113,6 +116,7 @@ impl JobHeader {
             origin: None,
             run_timeout: None,
             attempts_max: None,
+            may_have_run: false,
             unknown: UnknownTail::default(),
         }
     }
@@ -122,8 +126,8 @@ impl JobHeader {
         now >= self.deadline
     }
 
-    /// Its bytes on the wire. Histories are bounded by attempts and message lengths; should the whole still be
-    /// over [`HEADER_BYTES_MAX`], the oldest attempts are left out, never the newest.
+    /// Its bytes on the wire. Should they be over [`HEADER_BYTES_MAX`], the oldest attempts are left out; everything
+    /// else is bounded so that it fits without them.
     pub fn encode(&self) -> Bytes {
         let mut from = 0;
         loop {

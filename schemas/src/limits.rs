@@ -9,6 +9,11 @@ pub const MODEL_NAME_BYTES_MAX: usize = 128;
 pub const CLIENT_NAME_BYTES_MAX: usize = 64;
 /// Longest packed header, in bytes: well below AMQP's frame size, above which a broker cuts the connection.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Longest tail of a packed header that its reader does not know, in bytes: with it and everything else at its
+/// longest, a header still has room for what hops add.
+pub const HEADER_TAIL_BYTES_MAX: usize = 8 * 1024;
+/// Longest trace context forwarded, in bytes: W3C's `traceparent` has 55. A longer one is left out.
+pub const TRACE_BYTES_MAX: usize = 128;
 /// Longest error message kept in a header or a record, in bytes.
 pub const ERROR_BYTES_MAX: usize = 512;
 /// Most attempts a job may ask for.

@@ -2,6 +2,7 @@
 
 use crate::failure::{Failure, FailureKind};
 use crate::header::JobHeader;
+use crate::limits::ATTEMPTS_MAX;
 use crate::time::UnixMillis;
 use std::time::Duration;
 
@@ -98,7 +99,7 @@ impl RetryPolicy {
             return Decision::GiveUp(GiveUp::NotWorthIt);
         }
         let attempt = header.attempt + u8::from(failure.kind.costs_an_attempt());
-        if attempt > header.attempts_max.unwrap_or(self.attempts_max) {
+        if attempt > header.attempts_max.unwrap_or(self.attempts_max).min(ATTEMPTS_MAX) {
             return Decision::GiveUp(GiveUp::AttemptsSpent);
         }
         let doublings = u32::from(header.attempt.saturating_sub(1)).min(20);
@@ -170,12 +171,13 @@ mod tests {
         #[test]
         fn a_retry_is_one_attempt_on_within_limits_and_before_the_deadline(
             attempt in 1u8..=20, now in 0u64..10_000_000, left in 0u64..1_000_000, draw in 0.0f64..1.0, kind in 0u8..15,
+            attempts_max in 0u8..=255,
         ) {
-            let policy = RetryPolicy::default();
+            let policy = RetryPolicy { attempts_max, ..RetryPolicy::default() };
             let header = header(attempt, now + left);
             let failure = Failure::new(FailureKind::from_index(kind), "x");
             if let Decision::Retry { delay, attempt: next } = policy.decide(&header, &failure, UnixMillis(now), draw) {
-                prop_assert!(next <= policy.attempts_max);
+                prop_assert!(next <= policy.attempts_max.min(ATTEMPTS_MAX), "every reader takes it");
                 prop_assert_eq!(next, attempt + u8::from(failure.kind.costs_an_attempt()));
                 prop_assert!(now + u64::from(delay.millis()) < now + left);
                 prop_assert!(DELAYS.contains(&delay));

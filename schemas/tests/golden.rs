@@ -59,6 +59,7 @@ fn seasoned_header() -> JobHeader {
     header.origin = Some(id());
     header.run_timeout = Some(Duration::from_millis(1_500));
     header.attempts_max = Some(3);
+    header.may_have_run = true;
     header
 }
 
@@ -172,7 +173,41 @@ fn a_header_never_outgrows_its_limit() {
         failure: Failure::new(FailureKind::Timeout, "é".repeat(2_000)),
     };
     header.history = (1..=20).map(attempt).collect();
+    header.trace = Some("t".repeat(128));
     let bytes = header.encode();
     assert!(bytes.len() <= schemas::limits::HEADER_BYTES_MAX);
     assert_eq!(JobHeader::decode(&bytes).unwrap().history.last().unwrap().number, 20);
+}
+
+/// What a reader lets in has room for all that hops add: no hop makes a header that the next one refuses.
+#[test]
+fn a_header_that_was_read_can_be_written_again() {
+    let longer = |bytes: usize| {
+        let mut header = seasoned_header().encode().to_vec();
+        header[2] += 1;
+        header.push(0xc5);
+        header.extend(u16::try_from(bytes).unwrap().to_be_bytes());
+        header.resize(header.len() + bytes, 0);
+        JobHeader::decode(&header.into())
+    };
+    let mut header = longer(8_000).unwrap();
+    let attempt = header.history[0].clone();
+    header.history =
+        (1..=20).map(|number| Attempt { number, worker: "w".repeat(500), ..attempt.clone() }).collect();
+    header.placement = Some(Placement { lane: Lane::Docker, reason: "r".repeat(300) });
+    assert_eq!(JobHeader::decode(&header.encode()).unwrap().history.last().unwrap().number, 20);
+    let error = longer(9_000).unwrap_err().to_string();
+    assert!(error.contains("8192 bytes behind"), "{error}");
+    let plain = schemas::header::PlainFacts {
+        header: &|name| {
+            Some(if name == "sl-model" { "m".into() } else { "t".repeat(17_000) })
+                .filter(|_| ["sl-model", schemas::header::names::TRACE].contains(&name))
+        },
+        correlation_id: None,
+        reply_to: None,
+        default_client: "c",
+        class: Class::Normal,
+        body_bytes: 0,
+    };
+    assert_eq!(JobHeader::from_plain(plain, UnixMillis(0)).unwrap().trace, None);
 }

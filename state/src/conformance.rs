@@ -70,7 +70,7 @@ macro_rules! conformance_suite {
             looking_up_a_frequency_counts_nothing
             a_worker_appears_expires_and_leaves
             a_report_comes_back_as_it_was
-            a_draining_worker_is_listed_but_serves_nothing
+            a_worker_that_takes_no_jobs_is_listed_but_serves_nothing
             a_model_has_the_lanes_of_its_live_workers
             a_model_stays_known_for_a_while
             a_worker_that_changes_is_counted_as_it_is_now

@@ -153,7 +153,7 @@ impl Registry {
         for said in self.workers.values().filter(|said| said.what.models.contains(model)) {
             if said.expires > now {
                 facts.known = true;
-                if !said.what.draining {
+                if takes_jobs(&said.what) {
                     facts.lanes = facts.lanes.with(said.what.lane);
                 }
             }
@@ -172,7 +172,7 @@ impl Registry {
     fn count(&self, now: Duration) -> [(LaneFacts, Observed); 3] {
         let mut lanes = [(LaneFacts::default(), Observed::default()); 3];
         let mut completed_milli = [0u64; 3];
-        for report in self.alive(now).filter(|report| !report.draining) {
+        for report in self.alive(now).filter(|report| takes_jobs(report)) {
             let (load, lane) = (Load::of(report), report.lane.index());
             let (facts, observed) = &mut lanes[lane];
             facts.workers += 1;
@@ -207,6 +207,12 @@ impl Registry {
         let memory = self.model_memory;
         self.remembered.retain(|_, at| at.saturating_add(memory) > now);
     }
+}
+
+/// Whether a lane can count on it: one that drains, or whose every slot is held by a run that does not end, lives and
+/// serves nothing.
+pub(crate) fn takes_jobs(report: &WorkerReport) -> bool {
+    !report.draining && report.slots > 0
 }
 
 #[cfg(test)]

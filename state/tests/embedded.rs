@@ -210,9 +210,9 @@ async fn a_reader_waits_for_the_commit_it_sees() {
     state.close().await;
 }
 
-/// Not a test of its own: what the others start as a process to kill, lock out or starve.
+/// Not a test of its own: what the others start as a process to kill, lock out or starve. Started by nobody it has
+/// nothing to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "started by other tests"]
 async fn child_process() {
     child::run().await;
 }

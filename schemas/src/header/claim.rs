@@ -20,7 +20,11 @@ impl Claim {
     pub fn of(correlation_id: Option<&str>, reply_to: Option<&str>, user_id: Option<&str>) -> Self {
         let client = user_id.and_then(|login| ClientName::new(login).ok());
         let reply_to = reply_to.and_then(|queue| ReplyQueue::new(queue).ok());
-        let own = |queue: &ReplyQueue| client.as_ref().is_none_or(|client| queue.belongs_to(client));
+        // A login that is no client's name has no queue at all.
+        let own = |queue: &ReplyQueue| match &client {
+            Some(client) => queue.belongs_to(client),
+            None => user_id.is_none(),
+        };
         let reply_to = reply_to.filter(own);
         let id = correlation_id.and_then(|id| id.parse().ok()).unwrap_or_else(JobId::new);
         Self { id, client, reply_to }
@@ -38,6 +42,7 @@ mod tests {
         assert!(answers(Some("reply.alice.7"), Some("alice")));
         assert!(answers(Some("reply.alice.7"), None), "a broker without logins");
         assert!(!answers(Some("reply.bob.7"), Some("alice")));
+        assert!(!answers(Some("reply.bob.7"), Some("no name @ all")));
         assert!(!answers(Some("amq.gen-x"), Some("alice")) && !answers(None, Some("alice")));
         assert_eq!(Claim::of(Some(id), None, None).id.to_string(), id);
         assert_ne!(Claim::of(Some("7"), None, None).id, Claim::of(None, None, None).id);

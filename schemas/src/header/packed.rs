@@ -5,7 +5,7 @@ use crate::class::Class;
 use crate::failure::{Attempt, Failure, FailureKind};
 use crate::id::JobId;
 use crate::lane::{Lane, LaneSet};
-use crate::limits::{ATTEMPTS_MAX, HEADER_BYTES_MAX};
+use crate::limits::{ATTEMPTS_MAX, HEADER_BYTES_MAX, HEADER_TAIL_BYTES_MAX, TRACE_BYTES_MAX};
 use crate::names::{ClientName, InvalidName, ModelName, ReplyQueue};
 use crate::time::UnixMillis;
 use crate::wire::WIRE_VERSION;
@@ -14,7 +14,7 @@ use rmp::{Marker, decode, encode};
 use std::time::Duration;
 
 /// Elements this build writes.
-const ELEMENTS: u32 = 19;
+const ELEMENTS: u32 = 20;
 /// Elements that every writer of version 1 writes; what follows may be left out and then has its default.
 const ELEMENTS_MIN: u32 = 15;
 
@@ -79,6 +79,7 @@ pub(super) fn encode(header: &JobHeader, history: &[Attempt]) -> Bytes {
     let run_timeout_ms = header.run_timeout.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
     encode::write_uint(w, run_timeout_ms).expect(WRITE);
     encode::write_uint(w, u64::from(header.attempts_max.unwrap_or(0))).expect(WRITE);
+    encode::write_bool(w, header.may_have_run).expect(WRITE);
     out.extend_from_slice(&header.unknown.bytes);
     out.into()
 }
@@ -141,7 +142,7 @@ pub(super) fn decode(bytes: &Bytes) -> Result<JobHeader, InvalidHeader> {
     let history = r.history()?;
     let client = ClientName::new(r.text("client")?)?;
     let reply_to = r.optional_text("reply_to")?.map(ReplyQueue::new).transpose()?;
-    let trace = r.optional_text("trace")?.map(str::to_owned);
+    let trace = r.optional_text("trace")?.filter(|trace| trace.len() <= TRACE_BYTES_MAX).map(str::to_owned);
     let submitted = UnixMillis(r.uint("submitted")?);
     let mut left = elements - ELEMENTS_MIN;
     let mut more = || {
@@ -156,7 +157,11 @@ pub(super) fn decode(bytes: &Bytes) -> Result<JobHeader, InvalidHeader> {
     if attempts_max > ATTEMPTS_MAX {
         return Err(malformed("attempts_max", "must be 0 to 20"));
     }
+    let may_have_run = if more() { r.flag("may_have_run")? } else { false };
     let tail = r.rest;
+    if tail.len() > HEADER_TAIL_BYTES_MAX {
+        return Err(malformed("sl", "has more than 8192 bytes behind the elements of this version"));
+    }
     for _ in 0..left {
         r.skip(0)?;
     }
@@ -182,6 +187,7 @@ pub(super) fn decode(bytes: &Bytes) -> Result<JobHeader, InvalidHeader> {
         origin,
         run_timeout: (run_timeout_ms > 0).then(|| Duration::from_millis(run_timeout_ms)),
         attempts_max: (attempts_max > 0).then_some(attempts_max),
+        may_have_run,
         unknown: UnknownTail { elements: left, bytes: bytes.slice_ref(tail) },
     })
 }
@@ -206,6 +212,10 @@ impl<'a> Reader<'a> {
 
     fn small(&mut self, element: &'static str) -> Result<u8, InvalidHeader> {
         u8::try_from(self.uint(element)?).map_err(|_| malformed(element, "is over 255"))
+    }
+
+    fn flag(&mut self, element: &'static str) -> Result<bool, InvalidHeader> {
+        decode::read_bool(&mut self.rest).map_err(|_| malformed(element, "is not true or false"))
     }
 
     fn text(&mut self, element: &'static str) -> Result<&'a str, InvalidHeader> {

@@ -4,7 +4,7 @@
 use super::JobHeader;
 use crate::class::{Class, UnknownClass};
 use crate::id::{InvalidJobId, JobId};
-use crate::limits::{ATTEMPTS_MAX, DEADLINE_MAX};
+use crate::limits::{ATTEMPTS_MAX, DEADLINE_MAX, TRACE_BYTES_MAX};
 use crate::names::{ClientName, InvalidName, ModelName, ReplyQueue};
 use crate::time::UnixMillis;
 use crate::wire::WIRE_VERSION;
@@ -102,7 +102,7 @@ impl JobHeader {
         header.class = get(names::CLASS).map(|class| class.parse()).transpose()?.unwrap_or(facts.class);
         header.size = number(get, names::SIZE, 0, u64::MAX)?.unwrap_or(0).max(facts.body_bytes);
         header.reply_to = facts.reply_to.map(ReplyQueue::new).transpose()?;
-        header.trace = get(names::TRACE);
+        header.trace = get(names::TRACE).filter(|trace| trace.len() <= TRACE_BYTES_MAX);
         let deadline_ms_max = DEADLINE_MAX.as_secs() * 1000;
         if let Some(ms) = number(get, names::DEADLINE_MS, 1, deadline_ms_max)? {
             header.deadline = now.plus(Duration::from_millis(ms));

@@ -32,8 +32,11 @@ impl Model {
         }
         Lane::ALL.map(|lane| {
             let index = lane.index();
-            let serving: Vec<_> =
-                self.workers.values().filter(|report| report.lane == lane && !report.draining).collect();
+            let serving: Vec<_> = self
+                .workers
+                .values()
+                .filter(|report| report.lane == lane && crate::registry::takes_jobs(report))
+                .collect();
             let observed = Observed {
                 slots: serving.iter().map(|report| report.slots).sum(),
                 busy: serving.iter().map(|report| report.running + report.prefetched).sum(),

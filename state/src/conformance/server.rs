@@ -56,6 +56,7 @@ properties! {
     everything_expires_or_is_bounded
     silent_workers_do_not_pile_up
     a_refused_command_is_told
+    at_its_memory_limit_it_takes_no_record
 }
 
 fn config(server: &dyn Server, prefix: &str) -> Config {
@@ -273,4 +274,21 @@ pub async fn a_refused_command_is_told(server: &dyn Server) {
     let other = Redis::open(config(server, "sl-other")).await.expect("the server is there");
     let error = other.workers().await.map(drop).and(other.observe(&Batch::default()).await.map(drop));
     assert!(matches!(&error, Err(StateError::Corrupt { .. })), "{error:?}");
+}
+
+/// At its memory limit the server refuses records whole, whatever it could free first: replies then go out unrecorded, and
+/// it does not grow until it is killed.
+pub async fn at_its_memory_limit_it_takes_no_record(server: &dyn Server) {
+    let state = open(server).await;
+    let id = JobId::new();
+    state.note_starts(&[Start { id, attempt: 1 }], KEEP).await.expect("there is memory");
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let refused = state.finish(&[record(id, "x", KEEP)]).await;
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let error = refused.expect_err("it has no memory");
+    assert!(matches!(&error, StateError::Refused { reason, .. } if reason.contains("OOM")), "{error:?}");
+    assert_eq!(state.fetch(&[id]).await.expect("it answers"), [None]);
+    let noted = state.note_starts(&[Start { id, attempt: 1 }], KEEP).await.expect("there is memory again");
+    assert_eq!(noted, [1], "nothing was done by halves");
+    assert!(matches!(state.finish(&[record(id, "x", KEEP)]).await.expect("it answers")[..], [Finish::Won]));
 }

@@ -74,18 +74,22 @@ pub async fn a_report_comes_back_as_it_was(fixture: &dyn Fixture) {
 
 /// A worker that takes no more jobs gives its lane no worker, no slot and no model; it is alive all the same, and its
 /// model is known.
-pub async fn a_draining_worker_is_listed_but_serves_nothing(fixture: &dyn Fixture) {
+pub async fn a_worker_that_takes_no_jobs_is_listed_but_serves_nothing(fixture: &dyn Fixture) {
     let state = open(fixture).await;
     let serving = WorkerReport { running: 1, ..worker("a", Lane::Local, 4, &["m"]) };
     state.report_worker(&serving, KEEP).await.unwrap();
     assert_eq!(lane(&*state, Lane::Local).await, LaneFacts { workers: 1, slots: 4, granted: 0, left: 3 });
     let draining = WorkerReport { draining: true, ..serving.clone() };
-    state.report_worker(&draining, KEEP).await.unwrap();
-    assert_eq!(lane(&*state, Lane::Local).await, LaneFacts::default());
-    assert_eq!(facts(&*state, "m").await, ModelFacts { per_second: 0.0, lanes: LaneSet::EMPTY, known: true });
-    assert_eq!(names(&*state).await, ["a"]);
-    state.report_worker(&serving, KEEP).await.unwrap();
-    assert_eq!(lane(&*state, Lane::Local).await.slots, 4, "it changed its mind");
+    let hung = WorkerReport { slots: 0, abandoned: 4, ..serving.clone() };
+    for idle in [draining, hung] {
+        state.report_worker(&idle, KEEP).await.unwrap();
+        assert_eq!(lane(&*state, Lane::Local).await, LaneFacts::default());
+        let known = ModelFacts { per_second: 0.0, lanes: LaneSet::EMPTY, known: true };
+        assert_eq!(facts(&*state, "m").await, known);
+        assert_eq!(names(&*state).await, ["a"]);
+        state.report_worker(&serving, KEEP).await.unwrap();
+        assert_eq!(lane(&*state, Lane::Local).await.slots, 4, "it changed its mind");
+    }
 }
 
 /// A model is served in the lanes whose live workers say so, and in no other.

@@ -1,5 +1,6 @@
 //! The names of keys, and what goes into some of them. The table is in [`super`].
 
+use crate::registry::takes_jobs;
 use schemas::heartbeat::WorkerReport;
 use schemas::{JobId, ModelName};
 use std::time::Duration;
@@ -53,7 +54,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
 
 /// What of a worker decides more than sums: its lane, whether it takes jobs, and its models with a comma behind each.
 pub(super) fn shape(report: &WorkerReport) -> String {
-    let mut shape = format!("{}{}", report.lane.index(), if report.draining { 'd' } else { '-' });
+    let mut shape = format!("{}{}", report.lane.index(), if takes_jobs(report) { '-' } else { 'd' });
     for model in &report.models {
         shape.push_str(model.as_str());
         shape.push(',');

@@ -3,7 +3,7 @@
 local WORKERS, REPORTS, SUMS, MODELS, NAMED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 -- Sums are counted afresh at least this often, in milliseconds, whatever happens.
 local SUMS_MS = 3600000
--- The bit of a model that only a draining worker has.
+-- The bit of a model that only workers have which take no jobs just now.
 local DRAINING = 128
 
 local function now_us()
@@ -24,7 +24,7 @@ local function in_chunks(list, size, use)
 end
 
 -- A worker's line: when it expires, when it last reported, slots, busy, completed per 1000 s, and its shape:
--- lane, 'd' or '-', and its models with a comma behind each.
+-- lane, 'd' (takes no jobs: drains, or has no slot) or '-', and its models with a comma behind each.
 local function parse(line)
   local expires, said, slots, busy, completed, shape =
     string.match(line, '^(%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
