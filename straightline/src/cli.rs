@@ -1,5 +1,6 @@
 //! The command line.
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use schemas::{Class, JobId, Lane, ModelName};
 use std::net::SocketAddr;
@@ -48,6 +49,8 @@ pub enum Command {
     Dispatcher(Dispatcher),
     /// Run a worker of one lane over the configured broker and state.
     Worker(Worker),
+    /// Serve models over HTTP (Open Inference Protocol), without queues: what runs in a model container.
+    Serve(Serve),
     /// Submit jobs from files, folders, JSON Lines or standard input.
     Submit(Submit),
     /// Fetch results by job id.
@@ -111,6 +114,31 @@ pub struct Worker {
     /// Name in status and logs; default: host name and process id.
     #[arg(long)]
     pub name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Where it listens.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// A model to serve, and only those named; default: all.
+    #[arg(long = "model", value_name = "NAME")]
+    pub only: Vec<ModelName>,
+    /// Folder with one folder per model, each with its model.onnx and model.toml.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// Runs at once; default: the processors of this machine.
+    #[arg(long)]
+    pub slots: Option<u32>,
+    /// Requests that may wait for a slot.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    pub queue: u32,
+    /// Largest request body, such as 64MiB.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub body_max: ByteSize,
+    /// Offers the models diagnose.* for drills and tests.
+    #[arg(long)]
+    pub diagnostics: bool,
 }
 
 /// Where commands find the system.

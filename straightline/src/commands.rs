@@ -5,6 +5,7 @@ pub mod dead;
 pub mod demo;
 pub mod dispatcher;
 pub mod jobs;
+pub mod serve;
 pub mod status;
 pub mod up;
 pub mod worker;

@@ -93,6 +93,11 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
             flags.extend(worker.slots.map(|slots| ("worker.slots", slots.to_string())));
             flags.extend(worker.models.as_ref().map(|dir| ("worker.models", quoted(&dir.display()))));
         }
+        Command::Serve(serve) => {
+            flags.extend(serve.slots.map(|slots| ("worker.slots", slots.to_string())));
+            flags.extend(serve.models.as_ref().map(|dir| ("worker.models", quoted(&dir.display()))));
+            flags.extend(serve.diagnostics.then(|| ("worker.diagnostics", true.to_string())));
+        }
         _ => {}
     }
     // A variable that is not Unicode is none of ours: ours are named and written in ASCII.
@@ -111,6 +116,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<bool> {
         Command::Worker(options) => {
             commands::worker::run(settings, &options, telemetry::metrics()?).await.map(|()| true)
         }
+        Command::Serve(options) => commands::serve::run(settings, &options).await.map(|()| true),
         Command::Submit(options) => commands::jobs::submit(settings, &options).await,
         Command::Result(options) => commands::jobs::results(settings, &options).await,
         Command::Cancel(options) => commands::jobs::cancel(settings, &options).await,

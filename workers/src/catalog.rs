@@ -91,6 +91,14 @@ pub enum CatalogError {
     /// A model file that nothing describes.
     #[error("{0} has a model.onnx and no {CONTRACT_FILE}: write what it takes and gives there")]
     NoContract(PathBuf),
+    /// A model that was asked for by name.
+    #[error("model {name} is not here: there are {known}")]
+    NoSuchModel {
+        /// The name.
+        name: ModelName,
+        /// What there is.
+        known: String,
+    },
     /// More than [`MODELS_MAX`].
     #[error("there are more than {MODELS_MAX} models: spread them over several workers")]
     TooMany,
@@ -145,6 +153,18 @@ impl Catalog {
         // The order of a directory is anyone's guess; the first error should be the same one every time.
         folders.sort();
         folders.iter().try_for_each(|folder| self.insert(read_model(folder)?))?;
+        Ok(self)
+    }
+
+    /// And nothing but the models of these names; one that is not there is an error. Diagnostic models stay.
+    pub fn only(mut self, names: &[ModelName]) -> Result<Self, CatalogError> {
+        let diagnostic = |name: &ModelName| self.diagnostics && name.as_str().starts_with(RESERVED_PREFIX);
+        let missing = names.iter().find(|name| !self.entries.contains_key(*name) && !diagnostic(name));
+        if let Some(name) = missing {
+            let known = self.entries.keys().map(ModelName::as_str).collect::<Vec<_>>().join(", ");
+            return Err(CatalogError::NoSuchModel { name: name.clone(), known });
+        }
+        self.entries.retain(|name, _| names.contains(name));
         Ok(self)
     }
 

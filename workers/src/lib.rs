@@ -4,6 +4,7 @@
 //! - [`lane`]: the port of a lane, [`lane::Executor`]; [`mod@local`] is the lane in this process. The docker and
 //!   serverless lanes will stand beside it and use the same loop.
 //! - [`catalog`], [`runtime`]: the models, and what runs them.
+//! - [`serve`]: a lane behind HTTP, the model server of our containers.
 //! - [`probe`]: what this machine has and uses.
 //!
 //! What this crate must not do: place jobs, keep them (the broker does), or depend on producers and dispatchers.
@@ -16,4 +17,5 @@ pub mod local;
 pub mod probe;
 mod remote;
 pub mod runtime;
+pub mod serve;
 pub mod worker;

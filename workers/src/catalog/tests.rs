@@ -110,3 +110,18 @@ fn a_folder_without_models_or_no_folder_says_so() {
     assert!(load(empty.path()).unwrap_err().contains("bare has a model.onnx and no model.toml"));
     assert!(load(&empty.path().join("gone")).unwrap_err().contains("gone cannot be read"));
 }
+
+#[test]
+fn a_catalog_can_be_narrowed_to_names_it_has() {
+    let models = tempfile::tempdir().unwrap();
+    write(models.path(), "digits", TOML);
+    write(models.path(), "letters", &TOML.replace("\"digits\"", "\"letters\""));
+    let name = |name| ModelName::new(name).unwrap();
+    let catalog = || Catalog::new().with_folder(models.path()).unwrap();
+    let one = catalog().only(&[name("letters")]).unwrap();
+    assert_eq!(one.entries().map(|entry| entry.contract.name.as_str()).collect::<Vec<_>>(), ["letters"]);
+    let error = catalog().only(&[name("fish")]).unwrap_err().to_string();
+    assert_eq!(error, "model fish is not here: there are digits, letters");
+    assert!(catalog().only(&[name("diagnose.echo")]).is_err());
+    assert!(catalog().with_diagnostics().only(&[name("diagnose.echo")]).unwrap().is_empty());
+}
