@@ -3,12 +3,12 @@
 use crate::config::{Config, InvalidConfig};
 use crate::desk::{InHand, LaneNow, Source, Step, View};
 use crate::ending::{Ender, Ending, Fate};
-use crate::estimate::Estimate;
+use crate::estimate::{Estimate, Look};
 use crate::feeds::{Arrival, Consumers, Feeds};
 use crate::policy::Policy;
 use crate::turns::Turns;
 use crate::{intake, sampler};
-use broker::{Broker, Delivery, Message, Properties, Queue, Receipt, Route};
+use broker::{Broker, Delivery, Health, Message, Properties, PublishError, Queue, Receipt, Route};
 use schemas::header::{self, Placement};
 use schemas::heartbeat::DispatcherReport;
 use schemas::wire::WIRE_VERSION;
@@ -36,16 +36,25 @@ const WAITING_SEEN: Duration = Duration::from_millis(300);
 /// How long a delivery whose publish was refused is kept before it goes back.
 const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 
-/// A running dispatcher.
+/// How often a broker that takes nothing is looked at again, should it not say that it is back.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A running dispatcher. Dropping it drains it.
 pub struct Dispatcher {
     stop: watch::Sender<Stop>,
-    task: JoinHandle<()>,
+    ended: watch::Receiver<Option<Result<(), Panicked>>>,
 }
+
+/// The dispatcher's loop has panicked: a defect. What it had in hand is back in its queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the dispatcher's loop has panicked")]
+pub struct Panicked;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stop {
     No,
     Drain,
+    Halt,
 }
 
 impl Dispatcher {
@@ -57,16 +66,31 @@ impl Dispatcher {
     ) -> Result<Self, InvalidConfig> {
         config.check()?;
         let (stop, stopped) = watch::channel(Stop::No);
-        let task = tokio::spawn(Loop::new(config, broker, state, stopped).run());
-        Ok(Self { stop, task })
+        let (ending, ended) = watch::channel(None);
+        let running = tokio::spawn(Loop::new(config, broker, state, stopped).run());
+        tokio::spawn(async move { ending.send_replace(Some(running.await.map_err(|_| Panicked))) });
+        Ok(Self { stop, ended })
     }
 
     /// Takes no more jobs, settles those in hand, and ends. What has no place at once goes back to its queue.
-    pub async fn drain(self) {
-        self.stop.send_replace(Stop::Drain);
-        if let Err(error) = self.task.await {
-            tracing::error!(error = %error, "the dispatcher's loop ended badly");
-        }
+    pub async fn drain(&self) -> Result<(), Panicked> {
+        self.advance(Stop::Drain);
+        self.join().await
+    }
+
+    /// Gives every job in hand back to its queue at once, those whose next hop is not yet confirmed included.
+    pub fn halt(&self) {
+        self.advance(Stop::Halt);
+    }
+
+    /// Waits until the loop has ended: drained, halted, or by a defect.
+    pub async fn join(&self) -> Result<(), Panicked> {
+        let mut ended = self.ended.clone();
+        ended.wait_for(Option::is_some).await.map_or(Err(Panicked), |ended| (*ended).unwrap_or(Ok(())))
+    }
+
+    fn advance(&self, to: Stop) {
+        self.stop.send_if_modified(|stop| std::mem::replace(stop, (*stop).max(to)) < to);
     }
 }
 
@@ -86,7 +110,8 @@ struct Loop {
     broker: Arc<dyn Broker>,
     state: Arc<dyn State>,
     ender: Arc<Ender>,
-    stop: watch::Receiver<Stop>,
+    stop: Stopping,
+    health: watch::Receiver<Health>,
     arrivals: mpsc::Receiver<Arrival>,
     consumers: Consumers,
     feeds: Feeds,
@@ -96,7 +121,7 @@ struct Loop {
     waiting: HashMap<(Lane, Class), Instant>,
     unused: Option<Unused>,
     estimate: Estimate,
-    sampled: watch::Receiver<[u64; 3]>,
+    looks: watch::Receiver<Look>,
     sampler: JoinHandle<()>,
     /// Deliveries whose next hop is not yet confirmed, in tasks of their own.
     settling: JoinSet<()>,
@@ -113,7 +138,7 @@ impl Loop {
     ) -> Self {
         let config = Arc::new(config);
         let (arrived, arrivals) = mpsc::channel(BATCH_MAX);
-        let (seen, sampled) = watch::channel([0; 3]);
+        let (seen, looks) = watch::channel(Look::default());
         let sampler =
             tokio::spawn(sampler::run(Arc::clone(&config), Arc::clone(&broker), Arc::clone(&state), seen));
         let ender = Ender {
@@ -129,15 +154,16 @@ impl Loop {
             estimate: Estimate::new(config.window),
             ender: Arc::new(ender),
             config,
+            health: broker.health(),
             broker,
             state,
-            stop,
+            stop: Stopping(stop),
             arrivals,
             turns: Turns::default(),
             held: VecDeque::new(),
             waiting: HashMap::new(),
             unused: None,
-            sampled,
+            looks,
             sampler,
             settling: JoinSet::new(),
             in_hand: Arc::default(),
@@ -156,8 +182,12 @@ impl Loop {
             self.stop.clone(),
         ));
         self.feed();
-        while *self.stop.borrow() == Stop::No {
+        while self.stop.now() == Stop::No {
             self.gather().await;
+            if !self.passes() {
+                self.wait_for_the_broker().await;
+                continue;
+            }
             let batch = self.take_batch();
             self.place(batch).await;
             self.feed();
@@ -181,13 +211,32 @@ impl Loop {
                     }
                 }
                 () = tokio::time::sleep(tick) => {}
-                _ = self.stop.changed() => {}
+                () = self.stop.changed() => {}
             }
         }
         while self.turns.len() < BATCH_MAX
             && let Ok(arrival) = self.arrivals.try_recv()
         {
             self.take_in(arrival);
+        }
+    }
+
+    /// Whether the broker takes messages. While it does not, a publish would wait for it, one after the other.
+    fn passes(&self) -> bool {
+        *self.health.borrow() == Health::Connected
+    }
+
+    /// What is in hand meanwhile is bounded by the prefetch; a broker that went away takes it back by itself.
+    async fn wait_for_the_broker(&mut self) {
+        let back = async {
+            if self.health.wait_for(|health| *health == Health::Connected).await.is_err() {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = back => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = self.stop.changed() => {}
         }
     }
 
@@ -208,17 +257,24 @@ impl Loop {
                 let intake::Unreadable { claim, failure } = unreadable;
                 self.end(Ending { delivery, queue, fate: Fate::Unreadable(claim, failure) });
             }
-            Ok(header) if queue == Queue::DeadIntake => self.end_given_up(header, delivery, queue),
-            Ok(header) => {
-                let counts =
-                    matches!(source, Source::Jobs(_)) && header.attempt == 1 && !delivery.redelivered;
+            Ok(header) if queue == Queue::DeadIntake && may_have_run(&delivery) => {
+                self.end_given_up(header, delivery, queue);
+            }
+            Ok(mut header) => {
+                // What came through the dead letters, was tried before or was handed out before has been counted.
+                let counts = matches!(queue, Queue::Jobs(_))
+                    && header.attempt == 1
+                    && header.history.is_empty()
+                    && !delivery.redelivered;
+                // A message that this process makes of it would no longer say so.
+                header.may_have_run |= matches!(source, Source::TakenBack(_)) && delivery.redelivered;
                 let class = header.class;
                 self.turns.push(class, Taken { header, source, delivery, since: Instant::now(), counts });
             }
         }
     }
 
-    /// What the broker itself gave up on: its client is told, and it rests with the other dead.
+    /// What the broker itself gave up on in a lane's queue: its client is told, and it rests with the other dead.
     fn end_given_up(&mut self, mut header: JobHeader, delivery: Box<Delivery>, queue: Queue) {
         let (from, why) = match &delivery.death {
             Some(death) => (death.queue.clone(), death.reason.clone()),
@@ -243,10 +299,10 @@ impl Loop {
 
     fn end(&mut self, ending: Ending) {
         let ender = Arc::clone(&self.ender);
-        let in_hand = Arc::clone(&self.in_hand);
+        let (in_hand, mut stop) = (Arc::clone(&self.in_hand), self.stop.clone());
         self.settling.spawn(async move {
             let _released = Released(in_hand, 1);
-            ender.end(ending, unix_now()).await;
+            ender.end(ending, unix_now(), stop.halted()).await;
         });
     }
 
@@ -275,7 +331,9 @@ impl Loop {
                 self.end(Ending { delivery, queue: queue_of(source), fate });
                 continue;
             }
-            let step = self.decide(&taken, facts.models[model_of[at]], &lanes);
+            let mut model = facts.models[model_of[at]];
+            model.known |= self.estimate.knew(&taken.header.model, Instant::now());
+            let step = self.decide(&taken, model, &lanes);
             if let Err(illegal) = step.check(taken.source) {
                 debug_assert!(false, "{illegal}");
                 metrics::counter!("straightline_illegal_steps_total").increment(1);
@@ -311,7 +369,7 @@ impl Loop {
         let places = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         let query =
             Batch { models, ids, claim: [places; 3], unused: self.unused.take(), window: self.config.window };
-        let sampled = *self.sampled.borrow_and_update();
+        let look = *self.looks.borrow_and_update();
         match self.state.observe(&query).await {
             Ok(facts) => {
                 self.estimate.learn(&query, &facts, Instant::now());
@@ -320,7 +378,7 @@ impl Loop {
             Err(error) => {
                 metrics::counter!("straightline_state_estimates_total").increment(1);
                 tracing::debug!(error = %error, "placing on local estimates");
-                self.estimate.guess(&query, sampled, Instant::now())
+                self.estimate.guess(&query, look, Instant::now())
             }
         }
     }
@@ -392,7 +450,17 @@ impl Loop {
             properties: Properties::default(),
             body: message.body,
         };
-        (self.broker.publish(Route::To(to), message).await, taken.delivery)
+        let refused = |why: &str| Receipt::refused(PublishError::Unavailable(why.to_owned()));
+        let receipt = if self.passes() {
+            tokio::select! {
+                biased;
+                receipt = self.broker.publish(Route::To(to), message) => receipt,
+                () = self.stop.halted() => refused("this dispatcher lets go of everything"),
+            }
+        } else {
+            refused("it takes no messages just now")
+        };
+        (receipt, taken.delivery)
     }
 
     /// Acknowledges each delivery once its next hop is confirmed, off the loop.
@@ -400,12 +468,17 @@ impl Loop {
         if moves.is_empty() {
             return;
         }
-        let in_hand = Arc::clone(&self.in_hand);
+        let (in_hand, mut stop) = (Arc::clone(&self.in_hand), self.stop.clone());
         self.settling.spawn(async move {
             let _released = Released(in_hand, u32::try_from(moves.len()).unwrap_or(0));
             let mut refused = Vec::new();
             for (receipt, delivery) in moves {
-                match receipt.await {
+                let confirmed = tokio::select! {
+                    biased;
+                    confirmed = receipt => confirmed,
+                    () = stop.halted() => Err(PublishError::Lost),
+                };
+                match confirmed {
                     Ok(()) => delivery.ack(),
                     Err(error) => {
                         metrics::counter!("straightline_hops_refused_total").increment(1);
@@ -415,7 +488,10 @@ impl Loop {
             }
             let Some((error, _)) = refused.first() else { return };
             tracing::warn!(error = %error, jobs = refused.len(), "failed to move jobs on; they go back to their queues");
-            tokio::time::sleep(REFUSED_PAUSE).await;
+            tokio::select! {
+                () = tokio::time::sleep(REFUSED_PAUSE) => {}
+                () = stop.halted() => {}
+            }
             for (_, delivery) in refused {
                 delivery.give_back();
             }
@@ -447,6 +523,30 @@ impl Loop {
     }
 }
 
+/// What the owner wants. An owner that is gone wants it drained.
+#[derive(Clone)]
+struct Stopping(watch::Receiver<Stop>);
+
+impl Stopping {
+    fn now(&self) -> Stop {
+        let stop = *self.0.borrow();
+        if self.0.has_changed().is_err() { stop.max(Stop::Drain) } else { stop }
+    }
+
+    /// Returns when that may have changed.
+    async fn changed(&mut self) {
+        // An error means that the owner is gone, which `now` tells.
+        let _ = self.0.changed().await;
+    }
+
+    /// Returns once everything is to be let go of at once, if ever.
+    async fn halted(&mut self) {
+        if self.0.wait_for(|stop| *stop == Stop::Halt).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 /// Counts deliveries out of hand when their settling is done, however it went.
 struct Released(Arc<AtomicU32>, u32);
 
@@ -472,6 +572,13 @@ fn models(batch: &[Taken]) -> (Vec<(ModelName, u32)>, Vec<usize>) {
     (models, model_of)
 }
 
+/// Whether a job that the broker gave up on may have taken its holders with it. In any other queue than a lane's it was
+/// given back for want of room further on, and is placed again.
+fn may_have_run(delivery: &Delivery) -> bool {
+    let lanes = Lane::ALL.map(|lane| Queue::Lane(lane).to_string());
+    delivery.death.as_ref().is_none_or(|death| lanes.contains(&death.queue))
+}
+
 fn queue_of(source: Source) -> Queue {
     match source {
         Source::Jobs(class) => Queue::Jobs(class),
@@ -491,15 +598,15 @@ async fn beat(
     state: Arc<dyn State>,
     in_hand: Arc<AtomicU32>,
     placed: Arc<AtomicU64>,
-    mut stop: watch::Receiver<Stop>,
+    mut stop: Stopping,
 ) {
     let started = unix_now();
     let mut ticks = tokio::time::interval(BEAT.0);
     let mut before = (Instant::now(), 0u64);
-    while *stop.borrow() == Stop::No {
+    while stop.now() == Stop::No {
         tokio::select! {
             _ = ticks.tick() => {}
-            _ = stop.changed() => break,
+            () = stop.changed() => continue,
         }
         let now = (Instant::now(), placed.load(Ordering::Relaxed));
         let seconds = now.0.duration_since(before.0).as_secs_f64().max(0.001);

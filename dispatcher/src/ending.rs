@@ -4,7 +4,7 @@ use broker::{Broker, Delivery, Message, Properties, PublishError, Queue, Route};
 use bytes::Bytes;
 use schemas::dead::DeadEntry;
 use schemas::header::Claim;
-use schemas::{Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
+use schemas::{Failure, FailureKind, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
 use state::{Finish, Record, State};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,11 +40,42 @@ pub(crate) struct Ender {
 
 impl Ender {
     /// Ends one job; the delivery is acknowledged once everybody who must know does.
-    pub(crate) async fn end(&self, ending: Ending, now: UnixMillis) {
+    /// One that cannot end before `halted` goes back to its queue.
+    pub(crate) async fn end(&self, ending: Ending, now: UnixMillis, halted: impl Future<Output = ()>) {
         let Ending { mut delivery, queue, fate } = ending;
         let message = std::mem::take(&mut delivery.message);
-        let ended = match fate {
-            Fate::Recorded(header, result) => self.reply(header.reply_to, header.id, result).await,
+        let redelivered = delivery.redelivered;
+        let mut halted = std::pin::pin!(halted);
+        let ended = tokio::select! {
+            biased;
+            ended = self.bring_to(fate, queue, message, redelivered, now) => ended,
+            () = &mut halted => Err(PublishError::Closed),
+        };
+        match ended {
+            Ok(()) => delivery.ack(),
+            Err(error) => {
+                tracing::warn!(error = %error, "failed to end a job; it goes back to its queue");
+                tokio::select! {
+                    () = tokio::time::sleep(PAUSE) => {}
+                    () = halted => {}
+                }
+                delivery.give_back();
+            }
+        }
+    }
+
+    async fn bring_to(
+        &self,
+        fate: Fate,
+        queue: Queue,
+        message: Message,
+        redelivered: bool,
+        now: UnixMillis,
+    ) -> Result<(), PublishError> {
+        match fate {
+            Fate::Recorded(header, result) => {
+                self.end_recorded(header, result, queue, message, redelivered).await
+            }
             Fate::Ended(header, status, failure) => {
                 metrics::counter!("straightline_dispatcher_jobs_ended_total", "status" => status.as_str(), "kind" => failure.kind.as_str()).increment(1);
                 self.end_now(header, status, failure, queue, message, now).await
@@ -54,14 +85,38 @@ impl Ender {
                 tracing::warn!(queue = %queue, error = %failure, "a message is no job; it goes to dead");
                 self.end_unreadable(claim, failure, queue, message, now).await
             }
+        }
+    }
+
+    /// Answers with what is recorded. Where that says failed, whoever wrote it may have died before the job was buried;
+    /// burying twice is harmless.
+    async fn end_recorded(
+        &self,
+        header: JobHeader,
+        recorded: Bytes,
+        queue: Queue,
+        message: Message,
+        redelivered: bool,
+    ) -> Result<(), PublishError> {
+        let Ok(result) = JobResult::decode(&recorded) else {
+            return self.reply(header.reply_to, header.id, recorded).await;
         };
-        match ended {
-            Ok(()) => delivery.ack(),
-            Err(error) => {
-                tracing::warn!(error = %error, "failed to end a job; it goes back to its queue");
-                tokio::time::sleep(PAUSE).await;
-                delivery.give_back();
+        if result.client.as_ref().is_some_and(|client| *client != header.client) {
+            // Whoever guesses or copies the id of another's job learns nothing of it.
+            let message = format!("job {} is another client's: use an id of your own", header.id);
+            let mut refused = JobResult::of(&header, Status::Failed, result.finished);
+            refused.error = Some(Failure::new(FailureKind::Forbidden, message));
+            return self.reply(header.reply_to.clone(), header.id, refused.encode()).await;
+        }
+        self.reply(header.reply_to.clone(), header.id, recorded).await?;
+        match result.error {
+            Some(failure) if redelivered && result.status == Status::Failed => {
+                let header = JobHeader { history: result.history, ..header };
+                let entry = DeadEntry::of(&header, failure, &queue.to_string(), result.finished);
+                let entry = DeadEntry { attempts: result.attempts, ..entry };
+                self.bury(entry, Message { packed: Some(header.encode()), ..message }).await
             }
+            _ => Ok(()),
         }
     }
 
@@ -79,8 +134,7 @@ impl Ender {
         result.worker = Some(self.name.clone());
         let recorded = self.record(header.id, result.encode()).await;
         self.reply(header.reply_to.clone(), header.id, recorded.clone()).await?;
-        // A passed deadline is the client's choice, not a fault to look into. An earlier record that says failed may be
-        // from a dispatcher that died before it came to this: burying twice is harmless.
+        // A passed deadline is the client's choice, not a fault to look into.
         if status == Status::Failed && says_failed(&recorded) {
             let entry = DeadEntry::of(&header, failure, &queue.to_string(), now);
             self.bury(entry, Message { packed: Some(header.encode()), ..message }).await?;

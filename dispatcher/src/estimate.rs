@@ -5,11 +5,13 @@
 //! waits in the lane's queue, so that a lane is kept fed and its queue short.
 
 use schemas::{LaneSet, ModelName};
-use state::facts::{Batch, Facts, LaneFacts, ModelFacts};
+use state::facts::{Batch, Facts, LaneFacts, MODEL_MEMORY, ModelFacts};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// The stamp of facts that are guessed: none that shared state ever gives.
+const STAMP: u64 = u64::MAX;
 /// Most models counted; beyond it the ones asked for longest ago are forgotten.
 const MODELS_MAX: usize = 10_000;
 
@@ -19,9 +21,18 @@ pub(crate) struct Estimate {
     window: Duration,
     lanes: [LaneFacts; 3],
     models: HashMap<ModelName, Counted>,
-    /// The sample that `claimed` counts from.
-    sampled: [u64; 3],
+    /// The look that `claimed` counts from.
+    look: u64,
     claimed: [u32; 3],
+}
+
+/// What this dispatcher last saw of the lanes' queues itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// Tells two looks apart that saw the same.
+    pub(crate) number: u64,
+    /// Jobs that waited in each lane's queue.
+    pub(crate) ready: [u64; 3],
 }
 
 /// Jobs of one model, in the running window and the one before.
@@ -31,7 +42,8 @@ struct Counted {
     now: u32,
     before: u32,
     lanes: LaneSet,
-    known: bool,
+    /// When shared state last said that some worker has it.
+    known: Option<Instant>,
 }
 
 impl Counted {
@@ -53,31 +65,39 @@ impl Counted {
 
 impl Estimate {
     pub(crate) fn new(window: Duration) -> Self {
-        Self { window, lanes: Default::default(), models: HashMap::new(), sampled: [0; 3], claimed: [0; 3] }
+        Self { window, lanes: Default::default(), models: HashMap::new(), look: 0, claimed: [0; 3] }
     }
 
     /// Shared state answered: remember, for when it does not.
     pub(crate) fn learn(&mut self, batch: &Batch, facts: &Facts, now: Instant) {
         self.lanes = facts.lanes;
+        // What was claimed there is not claimed here.
+        self.claimed = [0; 3];
         self.count(batch, now);
         for ((model, _), seen) in batch.models.iter().zip(&facts.models) {
             if let Some(counted) = self.models.get_mut(model) {
                 counted.lanes = seen.lanes;
-                counted.known = seen.known;
+                if seen.known {
+                    counted.known = Some(now);
+                }
             }
         }
     }
 
     /// Shared state did not answer: facts from what is known here.
-    pub(crate) fn guess(&mut self, batch: &Batch, sampled: [u64; 3], now: Instant) -> Facts {
+    pub(crate) fn guess(&mut self, batch: &Batch, look: Look, now: Instant) -> Facts {
         self.count(batch, now);
-        if sampled != self.sampled {
-            self.sampled = sampled;
+        if look.number != self.look {
+            self.look = look.number;
             self.claimed = [0; 3];
+        } else if let Some(unused) = batch.unused.filter(|unused| unused.stamp == STAMP) {
+            for (claimed, places) in self.claimed.iter_mut().zip(unused.places) {
+                *claimed = claimed.saturating_sub(places);
+            }
         }
         let mut lanes = self.lanes;
         for (at, lane) in lanes.iter_mut().enumerate() {
-            let waiting = u32::try_from(sampled[at]).unwrap_or(u32::MAX);
+            let waiting = u32::try_from(look.ready[at]).unwrap_or(u32::MAX);
             let room = lane.slots.saturating_sub(waiting).saturating_sub(self.claimed[at]);
             lane.granted = room.min(batch.claim[at]);
             lane.left = room - lane.granted;
@@ -85,14 +105,21 @@ impl Estimate {
         }
         let everywhere = schemas::Lane::ALL.into_iter().collect();
         let models = batch.models.iter().map(|(model, _)| match self.models.get(model) {
-            Some(counted) if counted.known => {
+            Some(counted) if counted.known.is_some() => {
                 let per_second = counted.per_second(now, self.window);
                 ModelFacts { per_second, lanes: counted.lanes, known: true }
             }
             // Not seen before: a worker will say so if it does not know it.
             _ => ModelFacts { per_second: 0.0, lanes: everywhere, known: true },
         });
-        Facts { models: models.collect(), ended: vec![None; batch.ids.len()], lanes, stamp: 0 }
+        Facts { models: models.collect(), ended: vec![None; batch.ids.len()], lanes, stamp: STAMP }
+    }
+
+    /// Whether some worker had `model` not long ago. Where shared state has lost its data, others are about to name it
+    /// again.
+    pub(crate) fn knew(&self, model: &ModelName, now: Instant) -> bool {
+        let known = self.models.get(model).and_then(|counted| counted.known);
+        known.is_some_and(|at| now.duration_since(at) < MODEL_MEMORY)
     }
 
     fn count(&mut self, batch: &Batch, now: Instant) {
@@ -103,7 +130,7 @@ impl Estimate {
                 self.models.clear();
             }
         }
-        let fresh = Counted { since: now, now: 0, before: 0, lanes: LaneSet::EMPTY, known: false };
+        let fresh = Counted { since: now, now: 0, before: 0, lanes: LaneSet::EMPTY, known: None };
         for (model, jobs) in &batch.models {
             let counted = self.models.entry(model.clone()).or_insert(fresh);
             counted.roll(now, self.window);
@@ -116,6 +143,7 @@ impl Estimate {
 mod tests {
     use super::*;
     use schemas::Lane;
+    use state::facts::Unused;
 
     const WINDOW: Duration = Duration::from_secs(10);
 
@@ -136,11 +164,32 @@ mod tests {
         let now = Instant::now();
         let mut estimate = Estimate::new(WINDOW);
         estimate.learn(&batch(1), &facts(), now);
-        let local = |facts: Facts| *facts.lane(Lane::Local);
-        assert_eq!(local(estimate.guess(&batch(1), [0, 0, 1], now)).granted, 3);
-        assert_eq!(local(estimate.guess(&batch(1), [0, 0, 1], now)).granted, 0, "claimed already");
-        assert_eq!(local(estimate.guess(&batch(1), [0, 0, 0], now)).granted, 4, "a new look voids claims");
-        assert_eq!(estimate.guess(&batch(1), [0, 0, 0], now).lane(Lane::Docker).granted, 0);
+        let mut guess = |number, waiting, unused| {
+            let look = Look { number, ready: [0, 0, waiting] };
+            *estimate.guess(&Batch { unused, ..batch(1) }, look, now).lane(Lane::Local)
+        };
+        assert_eq!(guess(1, 1, None).granted, 3);
+        assert_eq!(guess(1, 1, None).granted, 0, "claimed already");
+        let unused = Some(Unused { stamp: STAMP, places: [0, 0, 2] });
+        assert_eq!(guess(1, 1, unused).granted, 2, "given back");
+        assert_eq!(guess(2, 1, None).granted, 3, "a new look voids claims, even one that sees the same");
+        assert_eq!(guess(3, 0, None).granted, 4);
+        assert_eq!(estimate.guess(&batch(1), Look::default(), now).lane(Lane::Docker).granted, 0);
+        estimate.learn(&batch(1), &facts(), now);
+        let again = estimate.guess(&batch(1), Look::default(), now);
+        assert_eq!(again.lane(Lane::Local).granted, 4, "state was back in between");
+    }
+
+    #[test]
+    fn a_model_is_known_for_a_while_after_state_forgot_it() {
+        let (now, model) = (Instant::now(), ModelName::new("m").unwrap());
+        let mut estimate = Estimate::new(WINDOW);
+        estimate.learn(&batch(1), &facts(), now);
+        let forgotten = Facts { models: vec![ModelFacts::default()], ..facts() };
+        estimate.learn(&batch(1), &forgotten, now + WINDOW);
+        assert!(estimate.knew(&model, now + MODEL_MEMORY - WINDOW));
+        assert!(!estimate.knew(&model, now + MODEL_MEMORY));
+        assert!(!estimate.knew(&ModelName::new("other").unwrap(), now));
     }
 
     #[test]
@@ -148,8 +197,9 @@ mod tests {
         let now = Instant::now();
         let mut estimate = Estimate::new(WINDOW);
         estimate.learn(&batch(100), &facts(), now);
-        let rate =
-            |estimate: &mut Estimate, at: Instant| estimate.guess(&batch(0), [0; 3], at).models[0].per_second;
+        let rate = |estimate: &mut Estimate, at: Instant| {
+            estimate.guess(&batch(0), Look::default(), at).models[0].per_second
+        };
         assert!((rate(&mut estimate, now) - 10.0).abs() < 1e-9);
         assert!((rate(&mut estimate, now + WINDOW) - 10.0).abs() < 1e-9);
         assert!((rate(&mut estimate, now + WINDOW + WINDOW / 2) - 5.0).abs() < 1e-9);

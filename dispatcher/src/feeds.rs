@@ -1,7 +1,8 @@
 //! Which queues are consumed just now, and the tasks that consume them.
 //!
 //! `jobs.*` and `dead.intake` always are. A wait queue is while its lane has, or just had, room; and while its lane
-//! is gone and another has room. A lane's own queue is taken back once its workers have been gone for a while.
+//! is gone and another has room, or nothing has had room for long: those whose deadline has passed are then told so. A
+//! lane's own queue is taken back once its workers have been gone for a while.
 //! What is wanted is decided by [`Feeds::wanted`], on plain values; the rest starts and stops.
 
 use broker::{Broker, Delivery, Incoming, Queue};
@@ -33,18 +34,21 @@ pub struct Feeds {
     lanes: [LaneSeen; 3],
     /// Wait queues that brought only jobs which had to go back, and until when to leave them alone.
     resting: HashMap<(Lane, Class), (Instant, Duration)>,
+    start: Instant,
     keep_open: Duration,
     gone_after: Duration,
 }
 
 /// Shortest and longest rest of a wait queue that brought only jobs which had to go back.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// How long there has been no room anywhere before the wait queues of lanes without workers are looked into all the same.
+const VISIT_AFTER: Duration = Duration::from_secs(10);
 
 impl Feeds {
     /// Nothing seen yet.
     pub fn new(now: Instant, keep_open: Duration, gone_after: Duration) -> Self {
         let lanes = [LaneSeen { live: now, is_live: false, room: None }; 3];
-        Self { lanes, resting: HashMap::new(), keep_open, gone_after }
+        Self { lanes, resting: HashMap::new(), start: now, keep_open, gone_after }
     }
 
     /// A lane was looked at.
@@ -79,11 +83,13 @@ impl Feeds {
             self.lanes[lane.index()].room.is_some_and(|room| now.duration_since(room) < self.keep_open)
         };
         let anywhere = Lane::ALL.into_iter().any(roomy);
+        let last_room = self.lanes.iter().filter_map(|lane| lane.room).max().unwrap_or(self.start);
+        let stuck = now.duration_since(last_room) >= VISIT_AFTER;
         let mut wanted: Vec<_> = Class::ALL.into_iter().map(Queue::Jobs).collect();
         wanted.push(Queue::DeadIntake);
         for lane in Lane::ALL {
             let seen = self.lanes[lane.index()];
-            if roomy(lane) || !seen.is_live && anywhere {
+            if roomy(lane) || !seen.is_live && (anywhere || stuck) {
                 let rested = |class| self.resting.get(&(lane, class)).is_none_or(|(until, _)| *until <= now);
                 wanted.extend(Class::ALL.into_iter().filter(|c| rested(*c)).map(|c| Queue::Wait(lane, c)));
             }
@@ -187,6 +193,23 @@ mod tests {
         assert_eq!(wanted(&feeds, start), ["wait.local.high", "wait.local.normal", "wait.local.low"]);
         feeds.saw(Lane::Local, true, false, start + KEEP);
         assert!(wanted(&feeds, start + KEEP).is_empty(), "full for as long as a job may be held");
+    }
+
+    #[test]
+    fn where_nothing_has_room_for_long_those_past_their_deadline_are_still_found() {
+        let start = Instant::now();
+        let mut feeds = Feeds::new(start, KEEP, Duration::MAX);
+        feeds.saw(Lane::Docker, true, false, start);
+        assert!(wanted(&feeds, start + VISIT_AFTER / 2).is_empty());
+        let later = start + VISIT_AFTER;
+        let found = wanted(&feeds, later);
+        assert!(found.contains(&"wait.local.low".to_owned()), "{found:?}");
+        assert!(
+            !found.iter().any(|queue| queue.contains("docker")),
+            "a full lane comes to its own: {found:?}"
+        );
+        feeds.in_vain(Lane::Local, Class::Low, later);
+        assert!(!wanted(&feeds, later).contains(&"wait.local.low".to_owned()), "at an easy pace");
     }
 
     #[test]

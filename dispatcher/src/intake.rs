@@ -2,6 +2,7 @@
 
 use broker::Message;
 use schemas::header::{self, Claim, InvalidHeader, PlainFacts};
+use schemas::limits::DEADLINE_MAX;
 use schemas::{Class, ClientName, Failure, FailureKind, JobHeader, UnixMillis};
 
 /// A message that is no job: what can still be said of it.
@@ -53,6 +54,8 @@ pub(crate) fn read(message: &Message, class: Class, now: UnixMillis) -> Result<J
         let claim = Claim { id: header.id, reply_to: None, client: Some(header.client) };
         return Err(Unreadable { claim, failure: Failure::new(FailureKind::Forbidden, message) });
     }
+    // Whatever its header says: a job ends some day, and before its record does.
+    header.deadline = header.deadline.min(now.plus(DEADLINE_MAX));
     // An inline input is measured, whatever its header says: thresholds and payload limits rest on it.
     header.size = header.size.max(message.body.len() as u64);
     Ok(header)
@@ -141,6 +144,19 @@ mod tests {
         assert_eq!((unreadable.failure.kind, unreadable.claim.reply_to), (FailureKind::Forbidden, None));
         message.packed = Some(bytes::Bytes::from_static(b"\x01"));
         assert_eq!(read(&message, Class::Normal, NOW).unwrap_err().claim.reply_to, None);
+    }
+
+    #[test]
+    fn no_deadline_is_further_than_the_furthest() {
+        let mut message = plain(&[]);
+        let far = JobHeader::new(
+            schemas::JobId::new(),
+            schemas::ModelName::new("m").unwrap(),
+            ClientName::new("guest").unwrap(),
+            NOW,
+        );
+        message.packed = Some(JobHeader { deadline: UnixMillis(u64::MAX), ..far }.encode());
+        assert_eq!(read(&message, Class::Normal, NOW).unwrap().deadline, NOW.plus(DEADLINE_MAX));
     }
 
     #[test]

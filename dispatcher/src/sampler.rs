@@ -1,6 +1,7 @@
 //! Looks at the lanes' queues now and then, off the path of jobs. One dispatcher at a time looks, for all.
 
 use crate::config::Config;
+use crate::estimate::Look;
 use broker::{Broker, Queue};
 use schemas::Lane;
 use state::{Sample, State};
@@ -13,12 +14,12 @@ const ROLE: &str = "sampler";
 /// How many looks at the lanes' queues go by between two looks at all the others, which only people read.
 const GAUGE_EVERY: u32 = 20;
 
-/// Runs until dropped. `ready` carries what this dispatcher last saw itself, for when shared state is away.
+/// Runs until dropped. `looks` carries what this dispatcher last saw itself, for when shared state is away.
 pub(crate) async fn run(
     config: Arc<Config>,
     broker: Arc<dyn Broker>,
     state: Arc<dyn State>,
-    ready: watch::Sender<[u64; 3]>,
+    looks: watch::Sender<Look>,
 ) {
     let mut ticks = tokio::time::interval(config.sample_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -32,7 +33,7 @@ pub(crate) async fn run(
             continue;
         }
         let Some(seen) = look(broker.as_ref()).await else { continue };
-        ready.send_replace(seen);
+        looks.send_modify(|look| *look = Look { number: look.number + 1, ready: seen });
         if leads.is_ok() {
             let sample =
                 Sample { ready: seen, interval: config.sample_interval, target_max: config.lane_queue_max };

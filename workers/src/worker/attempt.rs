@@ -6,7 +6,7 @@ use super::offload::offload;
 use super::services::{Job, Services};
 use crate::lane::Task;
 use schemas::body::InvalidBody;
-use schemas::limits::{PARAMETERS_MAX, PAYLOAD_BYTES_MAX};
+use schemas::limits::{DEADLINE_MAX, PARAMETERS_MAX, PAYLOAD_BYTES_MAX};
 use schemas::payload::InvalidPayload;
 use schemas::wire::DecodeError;
 use schemas::{BlobRef, Failure, FailureKind, JobBody, JobHeader, Payload, UnixMillis};
@@ -21,7 +21,7 @@ const NOTE_SLACK: Duration = Duration::from_secs(60);
 pub(crate) async fn run(services: &Services, job: &Job) -> Result<Output, Failure> {
     let header = &job.header;
     if !services.models.contains(&header.model) {
-        return Err(unknown_model(services, header).await);
+        return Err(without_model(services, header));
     }
     if job.suspect {
         note(services, header).await?;
@@ -50,22 +50,17 @@ pub(crate) async fn run(services: &Services, job: &Job) -> Result<Output, Failur
     Ok(Output { payload: store(services, ran.output).await?, run_time: ran.run_time })
 }
 
-/// Whether it is this worker or every worker that does not have the model.
-async fn unknown_model(services: &Services, header: &JobHeader) -> Failure {
-    let model = &header.model;
-    let others = timeout(services.config.state_timeout, services.state.workers()).await;
-    let elsewhere = matches!(others, Ok(Ok(workers)) if workers.iter().any(|w| w.models.contains(model)));
-    if elsewhere {
-        // Not the job's fault, and no attempt was made: whoever takes it next may have the model.
-        let message = format!("worker {} has no model {model}, but others have", services.config.name);
-        return Failure::new(FailureKind::Busy, message);
-    }
-    Failure::new(FailureKind::UnknownModel, format!("no worker has model {model}"))
+/// No attempt was made, and whoever takes the job next may have the model. Whether anybody has it is the dispatchers' to
+/// say, who have known it until now: here it would be said of a model whose last worker is only starting again.
+fn without_model(services: &Services, header: &JobHeader) -> Failure {
+    let message = format!("worker {} has no model {}", services.config.name, header.model);
+    Failure::new(FailureKind::Busy, message)
 }
 
 /// Notes that a suspect is about to run. One that was noted before, for this attempt, took its worker with it.
 async fn note(services: &Services, header: &JobHeader) -> Result<(), Failure> {
-    let keep = header.deadline.since(UnixMillis::from(SystemTime::now())) + NOTE_SLACK;
+    let left = header.deadline.since(UnixMillis::from(SystemTime::now()));
+    let keep = left.min(DEADLINE_MAX) + NOTE_SLACK;
     let start = Start { id: header.id, attempt: header.attempt };
     let error = match timeout(services.config.state_timeout, services.state.note_starts(&[start], keep)).await
     {

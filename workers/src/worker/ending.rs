@@ -95,7 +95,7 @@ pub(crate) fn after_attempt(
     let noted = noted(header, &failure, place, now);
     match policy.decide(header, &failure, now, draw) {
         Decision::Retry { delay, attempt } => {
-            let header = Box::new(JobHeader { attempt, placement: None, ..noted });
+            let header = Box::new(JobHeader { attempt, placement: None, may_have_run: false, ..noted });
             Ending::Retried { header, delay }
         }
         Decision::GiveUp(why) => gave_up(noted, why.explain(&failure, header.attempt), place, now),

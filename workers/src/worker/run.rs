@@ -166,11 +166,12 @@ impl Loop {
 
     fn arrived(&mut self, mut delivery: Box<Delivery>) {
         let message = std::mem::take(&mut delivery.message);
-        let redelivered = delivery.redelivered;
         let header = match read(&message) {
             Ok(header) => header,
             Err(failure) => return self.unreadable(delivery, message, failure),
         };
+        // A dispatcher that takes a lane's queue back makes new messages, which say it in their header.
+        let redelivered = delivery.redelivered || header.may_have_run;
         if redelivered {
             match self.hand.keep_copy(&header, delivery) {
                 Some(no_copy) => delivery = no_copy,

@@ -106,7 +106,6 @@ async fn what_another_try_cannot_help_fails_at_once_and_says_what_was_wrong() {
     let mut stray = body();
     stray.outputs = vec!["lable".to_owned()];
     for (model, body, kind, words) in [
-        ("nope", body().encode(), FailureKind::UnknownModel, "no worker has model nope"),
         ("digits", shape.encode(), FailureKind::InvalidInput, "not [1, 63]"),
         ("digits", stray.encode(), FailureKind::InvalidInput, "no output \"lable\""),
         ("digits", Bytes::from_static(b"hello"), FailureKind::Undecodable, "not valid MessagePack"),
@@ -207,25 +206,8 @@ async fn a_message_that_is_no_job_is_buried_and_its_sender_told() {
 }
 
 #[tokio::test]
-async fn a_model_that_only_other_workers_have_costs_no_attempt() {
+async fn a_model_that_this_worker_has_not_costs_no_attempt() {
     let bench = Bench::new().await;
-    let other = schemas::heartbeat::WorkerReport {
-        version: 1,
-        worker: "w2".into(),
-        lane: Lane::Local,
-        queue: "lane.local".into(),
-        slots: 1,
-        running: 0,
-        prefetched: 0,
-        completed_per_s: 0.0,
-        models: vec![ModelName::new("elsewhere").unwrap()],
-        draining: false,
-        abandoned: 0,
-        resources: schemas::heartbeat::Resources::default(),
-        started: UnixMillis(0),
-        build: "0".into(),
-    };
-    bench.state.report_worker(&other, BOUND).await.unwrap();
     let _worker = bench.local(1).await;
     bench.place(&header("elsewhere"), &body()).await;
     let again = header_of(&bench.from(Queue::Jobs(Class::Normal)).await);

@@ -166,3 +166,21 @@ async fn neighbours_of_a_killer_are_not_charged() {
     assert_eq!((charged.id, charged.attempt), (killer.id, 2));
     bench.settled().await;
 }
+
+/// A dispatcher took the lane's queue back and placed the job anew: a first delivery, but not a first start.
+#[tokio::test]
+async fn a_job_taken_back_after_it_killed_its_worker_is_found_out_all_the_same() {
+    let mut bench = Bench::new().await;
+    let mut killer = header("diagnose.abort");
+    killer.may_have_run = true;
+    bench.state.note_starts(&[Start { id: killer.id, attempt: 1 }], BOUND).await.unwrap();
+    let _worker = bench.local(1).await;
+    bench.place(&killer, &body()).await;
+    let again = header_of(&bench.from(Queue::Jobs(Class::Normal)).await);
+    assert_eq!((again.attempt, again.may_have_run), (2, false));
+    assert_eq!(again.history[0].failure.kind, FailureKind::WorkerLost);
+    let answered = JobHeader { may_have_run: true, ..header("diagnose.abort") };
+    bench.state.finish(&[record_of(&answered, Status::Succeeded)]).await.unwrap();
+    bench.place(&answered, &body()).await;
+    assert_eq!(bench.reply().await.worker.as_deref(), Some("w0"), "answered from its record, not run");
+}
