@@ -122,6 +122,12 @@ pub(crate) fn jobs_file(path: &Path, count: usize) -> Result<BTreeMap<String, Ve
     Ok(labels)
 }
 
+/// The results in a file, a line each.
+pub(crate) fn results_of(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
 /// Checks that `results` are exactly one per job of `labels`, all succeeded, with most digits right.
 pub(crate) fn each_once(results: &[Value], labels: &BTreeMap<String, Vec<u64>>) -> Result<()> {
     let mut seen: BTreeMap<&str, &Value> = BTreeMap::new();

@@ -6,6 +6,7 @@ mod deployment;
 mod harness;
 mod layering;
 mod pipeline;
+mod trouble;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ fn main() -> Result<ExitCode> {
         harness::scenarios(),
         conformance::scenarios(),
         pipeline::scenarios(),
+        trouble::scenarios(),
         bad_input::scenarios(),
     ];
     scenario::run(rooms.into_iter().flatten().collect())

@@ -1,6 +1,6 @@
 //! Jobs from client to result, through real processes, and through their deaths.
 
-use crate::deployment::{Production, Up, each_once, jobs_file};
+use crate::deployment::{Production, Up, each_once, jobs_file, results_of};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::fs;
@@ -51,11 +51,6 @@ async fn demo(context: &Context) -> Result<()> {
         ensure!(report["reasons"][reason].as_u64() >= Some(1), "{reason}: {report}");
     }
     Ok(())
-}
-
-fn results_of(path: &Path) -> Result<Vec<Value>> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 /// Two dispatchers, two workers, a file of jobs: a file of results, each once.
