@@ -1,8 +1,7 @@
 //! Jobs from client to result, through real processes, and through their deaths.
 
 use crate::deployment::{Production, Up, each_once, jobs_file, results_of};
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
