@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 mod request;
 mod response;
 
-pub use request::{Input, Output, Request, Selection, ask};
+pub use request::{Input, Output, Request, Selection, ask, event};
 pub use response::{About, Answer, answer, respond};
 
 /// The HTTP header that says how long the JSON head is; without it the whole body is JSON.

@@ -1,8 +1,8 @@
 //! Workers: what takes a placed job and sees it to its end.
 //!
 //! - [`worker`]: the loop. Takes deliveries, runs them in its lane, records, replies, retries, buries, acknowledges.
-//! - [`lane`]: the port of a lane, [`lane::Executor`]; [`mod@local`] is the lane in this process. The docker and
-//!   serverless lanes will stand beside it and use the same loop.
+//! - [`lane`]: the port of a lane, [`lane::Executor`]; [`mod@local`] is the lane in this process,
+//!   [`serverless`] the lane of functions. The docker lane will stand beside them and use the same loop.
 //! - [`catalog`], [`runtime`]: the models, and what runs them.
 //! - [`serve`]: a lane behind HTTP, the model server of our containers.
 //! - [`probe`]: what this machine has and uses.
@@ -18,4 +18,5 @@ pub mod probe;
 mod remote;
 pub mod runtime;
 pub mod serve;
+pub mod serverless;
 pub mod worker;

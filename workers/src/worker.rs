@@ -21,7 +21,7 @@ mod hand;
 mod intake;
 mod line;
 mod measure;
-mod offload;
+pub(crate) mod offload;
 mod pace;
 mod recorder;
 mod report;

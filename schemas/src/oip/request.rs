@@ -2,6 +2,7 @@
 
 use super::{Encoded, Malformed, Parameters, Read, Written, tensors};
 use crate::body::Parameter;
+use crate::names::ModelName;
 use crate::tensor::Tensor;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ use std::collections::BTreeMap;
 /// The body of an inference request, or its JSON head.
 #[derive(Deserialize)]
 pub struct Request {
+    /// The model, where the request does not go to an address that names it: see [`event`].
+    #[serde(default)]
+    pub model_name: Option<String>,
     /// The caller's name for it, given back.
     #[serde(default)]
     pub id: Option<String>,
@@ -90,6 +94,8 @@ impl Selection {
 
 #[derive(Serialize)]
 struct Asked<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_name: Option<&'a str>,
     id: &'a str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     parameters: BTreeMap<&'a str, Value>,
@@ -116,15 +122,35 @@ pub fn ask(
         true => json!({ "name": name, "parameters": { "binary_data": true } }),
         false => json!({ "name": name }),
     };
+    let inputs = inputs.iter().map(|tensor| Written::of(tensor, binary, &mut data)).collect();
+    let asked =
+        Asked { model_name: None, id, parameters, inputs, outputs: outputs.iter().map(wanted).collect() };
+    Ok(Encoded { head: encode(&asked)?, data })
+}
+
+/// The same request as an event for a function: all of it JSON, and the model named in it, since a function is
+/// reached at no address that names one. The answer to it is a response, as JSON.
+pub fn event(
+    model: &ModelName,
+    id: &str,
+    inputs: &[Tensor],
+    outputs: &[String],
+    parameters: &BTreeMap<String, Parameter>,
+) -> Result<Bytes, Malformed> {
     let asked = Asked {
+        model_name: Some(model.as_str()),
         id,
-        parameters,
-        inputs: inputs.iter().map(|tensor| Written::of(tensor, binary, &mut data)).collect(),
-        outputs: outputs.iter().map(wanted).collect(),
+        parameters: parameters.iter().map(|(name, value)| (name.as_str(), json!(value))).collect(),
+        inputs: inputs.iter().map(Written::Json).collect(),
+        outputs: outputs.iter().map(|name| json!({ "name": name })).collect(),
     };
-    // Fails only for what JSON cannot carry: half-precision values.
-    let head = serde_json::to_vec(&asked).map_err(|error| Malformed(format!("inputs: {error}")))?;
-    Ok(Encoded { head: head.into(), data })
+    encode(&asked)
+}
+
+/// Fails only for what JSON cannot carry: half-precision values.
+fn encode(asked: &Asked<'_>) -> Result<Bytes, Malformed> {
+    let bytes = serde_json::to_vec(asked).map_err(|error| Malformed(format!("inputs: {error}")))?;
+    Ok(bytes.into())
 }
 
 #[cfg(test)]
@@ -193,6 +219,20 @@ mod tests {
     }
 
     #[test]
+    fn an_event_is_a_request_that_names_its_model() {
+        let image = Tensor::fp32("image", [1, 2], &[0.5, 2.0]).unwrap();
+        let parameters = BTreeMap::from([("top".to_owned(), Parameter::Integer(3))]);
+        let model = ModelName::new("digits").unwrap();
+        let event = event(&model, "7", &[image], &["label".to_owned()], &parameters).unwrap();
+        let expected = json!({"model_name": "digits", "id": "7", "parameters": {"top": 3},
+            "inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 2.0]}],
+            "outputs": [{"name": "label"}]});
+        assert_eq!(serde_json::from_slice::<Value>(&event).unwrap(), expected);
+        let request: Request = serde_json::from_slice(&event).unwrap();
+        assert_eq!(request.model_name.as_deref(), Some("digits"));
+    }
+
+    #[test]
     fn what_a_client_asks_a_server_reads() {
         let image = Tensor::fp32("image", [1, 2], &[0.5, 2.0]).unwrap();
         let parameters = BTreeMap::from([("top".to_owned(), Parameter::Integer(3))]);
@@ -208,6 +248,8 @@ mod tests {
             assert_eq!(Input::tensors(request.inputs, data).unwrap(), std::slice::from_ref(&image));
         }
         let half = Tensor::new("half", Datatype::Fp16, [1], vec![0, 0x3c]).unwrap();
+        let model = ModelName::new("m").unwrap();
+        assert!(event(&model, "7", std::slice::from_ref(&half), &[], &BTreeMap::new()).is_err());
         assert!(ask("7", std::slice::from_ref(&half), &[], &BTreeMap::new(), false).is_err());
         assert!(ask("7", &[half], &[], &BTreeMap::new(), true).is_ok());
     }
