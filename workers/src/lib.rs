@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
 pub mod catalog;
+pub mod docker;
 pub mod lane;
 pub mod local;
 pub mod probe;

@@ -1,0 +1,354 @@
+//! The docker lane: model containers on this machine's Docker engine, started on demand and kept warm.
+//!
+//! A task goes to a container of its model through the Open Inference Protocol, so any image that speaks it will do;
+//! a model that names no image is served by our own, made of this very program. [`pool`] decides which container
+//! takes a task, which is started and which makes room; [`keeper`] is the one place where that is carried out;
+//! [`engine`] is Docker. While the engine is away the lane has no slots, and it is watched until it is back.
+//!
+//! What must hold: a container runs confined (memory, processors, processes, a read-only root, no capabilities, no new
+//! privileges, not root) and is reached from this machine only; one that is in use is never removed unless it is
+//! dead; one whose run was given up or outlived its limit takes no more tasks; those of dead workers are removed at
+//! start and all of ours at the end; an image is never fetched from a registry unless configured so.
+
+mod client;
+mod engine;
+mod image;
+mod keeper;
+mod owner;
+mod plan;
+mod pool;
+mod starter;
+mod watcher;
+
+use crate::lane::{Capacity, Executor, Ran, Task};
+use crate::local::SLOTS_MAX;
+use crate::remote::http::Http;
+use async_trait::async_trait;
+use client::Client;
+use engine::Engine;
+use keeper::Keeper;
+use schemas::{Failure, Lane, ModelName};
+use starter::Starter;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use pool::Stage;
+
+/// Settings of the docker lane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The engine: `unix:///var/run/docker.sock` (default) or `tcp://host:port`.
+    pub host: String,
+    /// The worker's name, a label of its containers.
+    pub worker: String,
+    /// Models served from our own image.
+    pub models: Vec<ModelName>,
+    /// Models served from other images.
+    pub images: BTreeMap<ModelName, ImageSpec>,
+    /// Folder of models that our image holds besides those in the program.
+    pub models_dir: Option<PathBuf>,
+    /// The program in our image. Default: this one.
+    pub program: Option<PathBuf>,
+    /// Most containers, in every state. Default 4.
+    pub containers_max: u32,
+    /// Jobs that one container runs at once. Default 1. The lane's slots are this times `containers_max`.
+    pub slots_per_container: u32,
+    /// What one container may use.
+    pub limits: Limits,
+    /// User and group in containers, as numbers. Default `65534:65534`: nobody.
+    pub user: String,
+    /// Network that containers join and are reached in by their own address, for a worker that is a container itself.
+    /// Default: none; each is published on a free port of the loopback interface.
+    pub network: Option<String>,
+    /// Whether an image that is not there is fetched from its registry. Default false.
+    pub pull: bool,
+    /// How long a container may take to be ready. Default 30 s.
+    pub ready_timeout: Duration,
+    /// How long a job waits for a slot of its model before another container is started, or one in use is closed to
+    /// make room. Default 500 ms.
+    pub patience: Duration,
+    /// Longest wait for a slot; then the job comes back later, which costs it no attempt. Default 60 s.
+    pub wait_max: Duration,
+    /// Longest answer of a container, in bytes. Default 64 MiB.
+    pub answer_bytes_max: usize,
+    /// Largest request that our own image takes, in bytes. Default 64 MiB.
+    pub body_bytes_max: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            host: "unix:///var/run/docker.sock".to_owned(),
+            worker: "worker".to_owned(),
+            models: Vec::new(),
+            images: BTreeMap::new(),
+            models_dir: None,
+            program: None,
+            containers_max: 4,
+            slots_per_container: 1,
+            limits: Limits::default(),
+            user: "65534:65534".to_owned(),
+            network: None,
+            pull: false,
+            ready_timeout: Duration::from_secs(30),
+            patience: Duration::from_millis(500),
+            wait_max: Duration::from_secs(60),
+            answer_bytes_max: 64 << 20,
+            body_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// What one container may use.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Memory, in bytes, with nothing swapped. Default 512 MiB.
+    pub memory_bytes: u64,
+    /// Processors. Default 1.
+    pub cpus: f64,
+    /// Processes and threads. Default 256.
+    pub pids_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory_bytes: 512 << 20, cpus: 1.0, pids_max: 256 }
+    }
+}
+
+impl Limits {
+    fn nano_cpus(&self) -> i64 {
+        #[expect(clippy::cast_possible_truncation, reason = "checked to be a sane number of processors")]
+        let nanos = (self.cpus * 1e9).round() as i64;
+        nanos
+    }
+}
+
+/// An image that speaks the protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Its name: `repository:tag`, or with a digest.
+    pub image: String,
+    /// Where its server listens. Default 8080.
+    pub port: u16,
+    /// Whether it reads and writes tensors as raw bytes (the protocol's binary extension). Default false.
+    pub binary: bool,
+    /// The GPUs it asks for. Default none.
+    pub gpu: Option<Gpu>,
+    /// Its command, in place of the image's own.
+    pub command: Vec<String>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// User and group, in place of [`Config::user`].
+    pub user: Option<String>,
+    /// Memory, in bytes, in place of [`Limits::memory_bytes`].
+    pub memory_bytes: Option<u64>,
+}
+
+impl ImageSpec {
+    /// An image by name, all else as usual.
+    pub fn new(image: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            port: plan::PORT,
+            binary: false,
+            gpu: None,
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            user: None,
+            memory_bytes: None,
+        }
+    }
+}
+
+/// GPUs that a container asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gpu {
+    /// So many, any of them.
+    Count(u32),
+    /// All there are.
+    All,
+    /// These, by index or UUID.
+    Ids(Vec<String>),
+}
+
+impl Gpu {
+    fn count(&self) -> Option<i64> {
+        match self {
+            Self::Count(count) => Some(i64::from(*count)),
+            Self::All => Some(-1),
+            Self::Ids(_) => None,
+        }
+    }
+
+    fn ids(&self) -> Option<Vec<String>> {
+        match self {
+            Self::Ids(ids) => Some(ids.clone()),
+            Self::Count(_) | Self::All => None,
+        }
+    }
+}
+
+/// A setting that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {problem}")]
+pub struct InvalidConfig {
+    /// The setting, as in the configuration file.
+    pub field: &'static str,
+    /// What is wrong with it and what would be right.
+    pub problem: String,
+}
+
+impl Config {
+    /// Checks what the types cannot.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let invalid = |field, problem: String| Err(InvalidConfig { field, problem });
+        if !["unix://", "tcp://", "http://"].iter().any(|scheme| self.host.starts_with(scheme)) {
+            return invalid("docker.host", format!("{:?}: use unix:///path or tcp://host:port", self.host));
+        }
+        if self.models.is_empty() && self.images.is_empty() {
+            return invalid("docker.images", "is empty, and there is no other model to serve".to_owned());
+        }
+        for (field, count) in [
+            ("docker.containers_max", self.containers_max),
+            ("docker.slots_per_container", self.slots_per_container),
+        ] {
+            if count == 0 || count > SLOTS_MAX {
+                return invalid(field, format!("is {count}: use 1 to {SLOTS_MAX}"));
+            }
+        }
+        if self.slots() > SLOTS_MAX {
+            return invalid(
+                "docker.slots_per_container",
+                format!("times docker.containers_max is {}: at most {SLOTS_MAX}", self.slots()),
+            );
+        }
+        if !(0.01..=10_000.0).contains(&self.limits.cpus) {
+            return invalid("docker.cpus", format!("is {}: use 0.01 or more", self.limits.cpus));
+        }
+        // Docker's own least.
+        const MEMORY_MIN: u64 = 6 << 20;
+        let memories = self.images.values().filter_map(|spec| spec.memory_bytes);
+        if let Some(memory) = memories.chain([self.limits.memory_bytes]).find(|memory| *memory < MEMORY_MIN) {
+            return invalid("docker.memory", format!("is {memory} bytes: use {MEMORY_MIN} or more"));
+        }
+        if self.limits.pids_max == 0 {
+            return invalid("docker.pids_max", "is 0: use 1 or more".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Memory of a container of `model`, in bytes.
+    fn memory_of(&self, model: &ModelName) -> u64 {
+        let theirs = self.images.get(model).and_then(|spec| spec.memory_bytes);
+        theirs.unwrap_or(self.limits.memory_bytes)
+    }
+
+    /// Jobs the lane runs at once.
+    pub fn slots(&self) -> u32 {
+        self.containers_max.saturating_mul(self.slots_per_container)
+    }
+}
+
+/// How the lane is, for status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The engine's version; none while it is away.
+    pub engine: Option<String>,
+    /// Why it is away.
+    pub away: Option<String>,
+    /// Every container, the oldest first.
+    pub containers: Vec<Container>,
+    /// Jobs that wait for one.
+    pub waiting: usize,
+}
+
+/// A container, for status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// The engine's name for it, once it is ready.
+    pub id: Option<String>,
+    /// The model it serves.
+    pub model: ModelName,
+    /// Where it is in its life.
+    pub stage: Stage,
+    /// Jobs it runs.
+    pub running: u32,
+}
+
+/// The lane.
+pub struct Docker {
+    models: Vec<ModelName>,
+    client: Client,
+    capacity: watch::Receiver<Capacity>,
+    summary: watch::Receiver<Summary>,
+    watching: JoinHandle<()>,
+}
+
+impl Docker {
+    /// Starts watching the engine, which need not be there yet. Needs a Tokio runtime.
+    pub fn start(config: Config) -> Result<Self, InvalidConfig> {
+        let engine = Arc::new(engine::Docker::new(&config.host));
+        Self::start_on(engine, config)
+    }
+
+    fn start_on(engine: Arc<dyn Engine>, config: Config) -> Result<Self, InvalidConfig> {
+        config.check()?;
+        keeper::describe();
+        let models: BTreeSet<ModelName> = config.models.iter().chain(config.images.keys()).cloned().collect();
+        let config = Arc::new(config);
+        let owner = owner::this();
+        let starter = Starter::new(Arc::clone(&config), owner.clone(), Arc::clone(&engine), Http::new());
+        let (client, keeper) = Keeper::new(Arc::clone(&config), owner.clone(), Arc::clone(&engine), starter);
+        let (capacity, summary) = (keeper.capacity(), keeper.summary());
+        let watcher = watcher::watch(engine, owner, config.worker.clone(), client.events());
+        let watching = tokio::spawn(watcher);
+        tokio::spawn(keeper.run());
+        Ok(Self { models: models.into_iter().collect(), client, capacity, summary, watching })
+    }
+
+    /// How the lane is, and changes of that.
+    pub fn summary(&self) -> watch::Receiver<Summary> {
+        self.summary.clone()
+    }
+}
+
+#[async_trait]
+impl Executor for Docker {
+    fn lane(&self) -> Lane {
+        Lane::Docker
+    }
+
+    fn models(&self) -> Vec<ModelName> {
+        self.models.clone()
+    }
+
+    fn capacity(&self) -> watch::Receiver<Capacity> {
+        self.capacity.clone()
+    }
+
+    /// Waiting for a container to be ready does not count against the task's limit.
+    async fn run(&self, task: Task) -> Result<Ran, Failure> {
+        self.client.run(&task).await
+    }
+
+    async fn stop(&self) {
+        self.watching.abort();
+        self.client.stop().await;
+    }
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        // The keeper holds events of its own: without this it would wait for ever.
+        self.watching.abort();
+        self.client.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! A task's side of the lane: getting a container, asking it, and telling how it was.
+
+use super::Config;
+use super::engine::{Engine, Look};
+use super::keeper::Event;
+use super::pool::Key;
+use super::starter::{cause, obituary};
+use crate::lane::{Ran, Task};
+use crate::remote::ModelServer;
+use schemas::{Failure, FailureKind, ModelName};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep};
+
+/// How long after a connection broke the engine may take to see that the container is dead.
+const AUTOPSY: Duration = Duration::from_secs(2);
+/// Pause between two looks at it.
+const AUTOPSY_PAUSE: Duration = Duration::from_millis(25);
+/// How long a server that refused may take to say that it is well.
+const READY_CALL: Duration = Duration::from_secs(1);
+
+/// The keeper, as tasks see it.
+#[derive(Clone)]
+pub(super) struct Client {
+    config: Arc<Config>,
+    engine: Arc<dyn Engine>,
+    /// Bounded by the tasks that the worker has under way and by the containers.
+    events: UnboundedSender<Event>,
+}
+
+/// A slot in a container. Dropped before it is settled, its run was given up: nobody knows what still runs in there,
+/// so the container takes no more tasks.
+pub(super) struct Lease {
+    key: Key,
+    id: String,
+    server: ModelServer,
+    died: watch::Receiver<Option<Look>>,
+    events: UnboundedSender<Event>,
+    end: End,
+}
+
+/// How a lease ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The container is as good as before.
+    Fit,
+    /// It is to take no more tasks; why, as a metric label.
+    Unfit(&'static str),
+    /// It is dead; why, as a metric label.
+    Dead(&'static str),
+}
+
+impl Lease {
+    pub(super) fn new(
+        key: Key,
+        id: String,
+        server: ModelServer,
+        died: watch::Receiver<Option<Look>>,
+        events: UnboundedSender<Event>,
+    ) -> Self {
+        Self { key, id, server, died, events, end: End::Unfit("given_up") }
+    }
+
+    /// Asks its server; one that dies before it has answered is as good as a connection that breaks.
+    async fn infer(&mut self, task: &Task) -> Result<Ran, Failure> {
+        let Self { server, died, .. } = self;
+        let died = async {
+            if died.wait_for(Option::is_some).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ran = server.infer(task) => ran,
+            () = died => Err(Failure::new(FailureKind::WorkerLost, "container died")),
+        }
+    }
+
+    pub(super) fn settle(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A keeper that is gone has removed the container.
+        let _ = self.events.send(Event::Done { key: self.key, end: self.end.clone() });
+    }
+}
+
+impl Client {
+    pub(super) fn new(config: Arc<Config>, engine: Arc<dyn Engine>, events: UnboundedSender<Event>) -> Self {
+        Self { config, engine, events }
+    }
+
+    pub(super) fn events(&self) -> UnboundedSender<Event> {
+        self.events.clone()
+    }
+
+    /// Runs `task` in a container of its model.
+    pub(super) async fn run(&self, task: &Task) -> Result<Ran, Failure> {
+        let mut again = true;
+        loop {
+            let mut lease = self.lease(&task.model).await?;
+            let failure = match lease.infer(task).await {
+                Ok(ran) => {
+                    lease.settle(End::Fit);
+                    return Ok(ran);
+                }
+                Err(failure) => failure,
+            };
+            match failure.kind {
+                FailureKind::Timeout => {
+                    lease.settle(End::Unfit("hung"));
+                    let message = format!("{}; its container is replaced", failure.message);
+                    return Err(Failure::new(FailureKind::Timeout, message));
+                }
+                FailureKind::LaneUnavailable | FailureKind::WorkerLost => {
+                    let asked = failure.kind == FailureKind::WorkerLost;
+                    let failure = self.examine(lease, &task.model, failure).await;
+                    // Nobody was reached, so nothing ran: a container that died in its sleep costs its next task nothing.
+                    if asked || failure.kind != FailureKind::WorkerLost || !std::mem::take(&mut again) {
+                        return Err(failure);
+                    }
+                }
+                _ => {
+                    lease.settle(End::Fit);
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    /// Ends the keeper, and with it all containers.
+    pub(super) async fn stop(&self) {
+        let (done, stopped) = oneshot::channel();
+        if self.events.send(Event::Stop { done: Some(done) }).is_ok() {
+            // Gone without an answer, it is stopped as well.
+            let _ = stopped.await;
+        }
+    }
+
+    /// The same without waiting.
+    pub(super) fn abandon(&self) {
+        let _ = self.events.send(Event::Stop { done: None });
+    }
+
+    async fn lease(&self, model: &ModelName) -> Result<Lease, Failure> {
+        let stopped = || Failure::new(FailureKind::LaneUnavailable, "docker lane is stopped");
+        let (answer, answered) = oneshot::channel();
+        self.events.send(Event::Ask { model: model.clone(), answer }).map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+
+    /// What became of a container that did not answer: the failure, with the cause of death if it is dead.
+    async fn examine(&self, lease: Lease, model: &ModelName, failure: Failure) -> Failure {
+        let until = Instant::now() + AUTOPSY;
+        loop {
+            let looked = self.engine.look(&lease.id).await;
+            // Found out by the keeper first, it may be removed already.
+            let found = lease.died.borrow().clone();
+            match found.map_or(looked, Ok) {
+                Ok(Look::Running)
+                    if failure.kind == FailureKind::LaneUnavailable
+                        && lease.server.ready(READY_CALL).await.is_ok() =>
+                {
+                    // It lives, and does not want this job.
+                    lease.settle(End::Fit);
+                    return failure;
+                }
+                Ok(Look::Running) if Instant::now() < until => sleep(AUTOPSY_PAUSE).await,
+                Ok(Look::Running) => {
+                    lease.settle(End::Unfit("unreachable"));
+                    return failure;
+                }
+                Ok(ended) => {
+                    lease.settle(End::Dead(cause(&ended)));
+                    let memory = self.config.memory_of(model);
+                    let message = obituary(model, memory, &ended, "while it ran the job");
+                    return Failure::new(FailureKind::WorkerLost, message);
+                }
+                Err(error) => {
+                    lease.settle(End::Unfit("unreachable"));
+                    return Failure::new(failure.kind, format!("{}; {error}", failure.message));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Watching the engine: whether it is there, which containers of ours die, and what dead workers left behind.
+
+use super::engine::{Engine, EngineError, Found};
+use super::keeper::Event;
+use super::owner;
+use super::plan::{LABEL_MODEL, LABEL_WORKER, Owner};
+use futures_util::StreamExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+/// Time between two looks at an engine that says nothing.
+const LOOK: Duration = Duration::from_secs(5);
+/// First pause before it is looked for again; it doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest such pause.
+const PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// Watches until the keeper is gone.
+pub(super) async fn watch(
+    engine: Arc<dyn Engine>,
+    owner: Owner,
+    worker: String,
+    events: UnboundedSender<Event>,
+) {
+    let mut pause = PAUSE_MIN;
+    while !events.is_closed() {
+        // Before anything is listed: what dies from here on is told by the stream.
+        let since = SystemTime::now();
+        match arrive(&*engine, &owner, &worker).await {
+            Ok((version, found)) => {
+                pause = PAUSE_MIN;
+                let _ = events.send(Event::Up { version, found });
+                let reason = attend(&*engine, &owner, since, &events).await;
+                let _ = events.send(Event::Away(reason));
+            }
+            Err(error) => {
+                let _ = events.send(Event::Away(error));
+            }
+        }
+        // Spread, so that many workers do not come at once to an engine that has just come back.
+        sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Greets the engine, removes what dead workers left there, and lists what is ours.
+async fn arrive(
+    engine: &dyn Engine,
+    owner: &Owner,
+    worker: &str,
+) -> Result<(String, Vec<Found>), EngineError> {
+    let version = engine.hello().await?;
+    for found in engine.list(LABEL_WORKER).await? {
+        if owner::is_orphan(&found.labels, worker, owner) {
+            let label = |name: &str| found.labels.get(name).cloned().unwrap_or_default();
+            tracing::warn!(
+                container.id = %found.id,
+                model = label(LABEL_MODEL),
+                worker = label(LABEL_WORKER),
+                "removing a container of a worker that is dead"
+            );
+            metrics::counter!("straightline_container_orphans_total").increment(1);
+            engine.remove(&found.id).await?;
+        }
+    }
+    Ok((version, engine.list(&owner.label()).await?))
+}
+
+/// Tells of deaths until the engine is gone; why it is.
+async fn attend(
+    engine: &dyn Engine,
+    owner: &Owner,
+    since: SystemTime,
+    events: &UnboundedSender<Event>,
+) -> EngineError {
+    let mut deaths = engine.deaths(&owner.label(), since);
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look.reset();
+    loop {
+        tokio::select! {
+            death = deaths.next() => match death {
+                Some(Ok(id)) => {
+                    let _ = events.send(Event::Died { id });
+                }
+                Some(Err(error)) => return error,
+                None => match engine.hello().await {
+                    Ok(_) => deaths = engine.deaths(&owner.label(), SystemTime::now()),
+                    Err(error) => return error,
+                },
+            },
+            _ = look.tick() => if let Err(error) = engine.hello().await {
+                return error;
+            },
+        }
+    }
+}
