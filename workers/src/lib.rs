@@ -2,7 +2,7 @@
 //!
 //! - [`worker`]: the loop. Takes deliveries, runs them in its lane, records, replies, retries, buries, acknowledges.
 //! - [`lane`]: the port of a lane, [`lane::Executor`]; [`mod@local`] is the lane in this process,
-//!   [`serverless`] the lane of functions. The docker lane will stand beside them and use the same loop.
+//!   [`docker`] the lane of containers, [`serverless`] the lane of functions. All use the same loop.
 //! - [`catalog`], [`runtime`]: the models, and what runs them.
 //! - [`serve`]: a lane behind HTTP, the model server of our containers.
 //! - [`probe`]: what this machine has and uses.
