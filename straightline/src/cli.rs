@@ -3,6 +3,7 @@
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use schemas::{Class, JobId, Lane, ModelName};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,6 +52,11 @@ pub enum Command {
     Worker(Worker),
     /// Serve models over HTTP (Open Inference Protocol), without queues: what runs in a model container.
     Serve(Serve),
+    /// Run as a Lambda-style function: answers the events of whoever speaks the Lambda Runtime API and started it.
+    Function(Function),
+    /// Hold a function to its limits and end it with its worker: how the function host starts every function.
+    #[command(hide = true)]
+    Keep(Keep),
     /// Submit jobs from files, folders, JSON Lines or standard input.
     Submit(Submit),
     /// Fetch results by job id.
@@ -139,6 +145,23 @@ pub struct Serve {
     /// Offers the models diagnose.* for drills and tests.
     #[arg(long)]
     pub diagnostics: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Function {
+    /// A model to run, and only those named; default: all.
+    #[arg(long = "model", value_name = "NAME")]
+    pub only: Vec<ModelName>,
+    /// Folder with one folder per model, each with its model.onnx and model.toml.
+    #[arg(long, value_name = "DIR")]
+    pub models: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Keep {
+    /// Memory in bytes, processes, open files, the program and its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub arguments: Vec<OsString>,
 }
 
 /// Where commands find the system.

@@ -4,6 +4,7 @@ pub mod config;
 pub mod dead;
 pub mod demo;
 pub mod dispatcher;
+pub mod function;
 pub mod jobs;
 pub mod serve;
 pub mod status;

@@ -36,6 +36,9 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    if let Command::Keep(options) = cli.command {
+        return commands::function::keep(options);
+    }
     let settings = match settings(&cli) {
         Ok(settings) => settings,
         Err(error) => return complain(&error, USAGE),
@@ -98,6 +101,9 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
             flags.extend(serve.models.as_ref().map(|dir| ("worker.models", quoted(&dir.display()))));
             flags.extend(serve.diagnostics.then(|| ("worker.diagnostics", true.to_string())));
         }
+        Command::Function(function) => {
+            flags.extend(function.models.as_ref().map(|dir| ("worker.models", quoted(&dir.display()))));
+        }
         _ => {}
     }
     // A variable that is not Unicode is none of ours: ours are named and written in ASCII.
@@ -117,6 +123,8 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<bool> {
             commands::worker::run(settings, &options, telemetry::metrics()?).await.map(|()| true)
         }
         Command::Serve(options) => commands::serve::run(settings, &options).await.map(|()| true),
+        Command::Function(options) => commands::function::run(settings, &options).await.map(|()| true),
+        Command::Keep(_) => unreachable!("kept before there was a runtime"),
         Command::Submit(options) => commands::jobs::submit(settings, &options).await,
         Command::Result(options) => commands::jobs::results(settings, &options).await,
         Command::Cancel(options) => commands::jobs::cancel(settings, &options).await,

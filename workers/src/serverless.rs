@@ -1,6 +1,7 @@
 //! The serverless lane: a job is one event for a function that somebody else runs.
 //!
 //! [`Functions`] is the port; [`host`] runs functions on this machine. [`Serverless`] makes a lane of it.
+//! [`function`] is the other side: the function in ours.
 //!
 //! What this module owns: the event, the reading of the answer, and whose fault a failure is. What it must not do:
 //! retry, or know where a function runs.
@@ -9,6 +10,7 @@
 //! function in any language needs a JSON reader and nothing of ours.
 
 mod event;
+pub mod function;
 pub mod host;
 
 use crate::lane::{Capacity, Executor, Ran, Task};
