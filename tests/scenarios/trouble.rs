@@ -33,7 +33,7 @@ async fn redis_away(context: &Context, version: RabbitVersion) -> Result<()> {
     let _dispatcher = deployment.dispatcher(context, "d1").await?;
 
     let [file, pipe, results] =
-        ["jobs.jsonl", "jobs.pipe", "results.jsonl"].map(|name| context.folder().join(name));
+        ["jobs.jsonl", "pipe.jsonl", "results.jsonl"].map(|name| context.folder().join(name));
     let labels = jobs_file(&file, 160)?;
     ensure!(Command::new("mkfifo").arg(&pipe).status()?.success(), "no pipe");
     let submit = deployment.command(context, "submit").await?;
