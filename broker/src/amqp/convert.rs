@@ -166,7 +166,13 @@ fn to_wire(value: &Value) -> Result<AMQPValue, PublishError> {
         Value::Null => AMQPValue::Void,
         Value::Bool(value) => AMQPValue::Boolean(*value),
         Value::Integer(value) => AMQPValue::LongLongInt(*value),
-        Value::Number(value) => AMQPValue::Double(*value),
+        // A broker that reads one of the others breaks down over it, and takes the connection along.
+        Value::Number(value) if value.is_finite() => AMQPValue::Double(*value),
+        Value::Number(value) => {
+            return Err(PublishError::Invalid(format!(
+                "one of its headers is {value}: only finite numbers can be sent"
+            )));
+        }
         Value::Text(text) => AMQPValue::LongString(text.as_str().into()),
         Value::Binary(bytes) => AMQPValue::ByteArray(bytes.as_ref().into()),
         Value::Timestamp(seconds) => AMQPValue::Timestamp(*seconds),

@@ -145,6 +145,11 @@ fn what_the_protocol_cannot_say_is_refused_with_its_name() {
     assert!(error.contains("correlation_id") && error.contains("256"), "{error}");
     let message = Message { headers: vec![("x".repeat(300), Value::Null)], ..Message::default() };
     assert!(properties(&message).unwrap_err().to_string().contains("300"));
+    for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let nested = Value::List(vec![Value::Number(number)]);
+        let message = Message { headers: vec![("n".into(), nested)], ..Message::default() };
+        assert!(properties(&message).unwrap_err().to_string().contains("only finite numbers"));
+    }
 }
 
 #[test]
