@@ -1,9 +1,10 @@
 //! Publishing: room in flight, then the outlet of the queue.
 //!
-//! Every fixed queue has an outlet of its own (a channel, see [`Outlet`]), so that a slow queue holds up no other; reply
-//! queues, of which there are many, share a few. Room is bounded in count and in bytes, and is given back when the
-//! broker has answered for the message or the channel is gone: never before, or what the client library has queued
-//! would grow without end while a broker holds publishers back.
+//! Every fixed queue has an outlet of its own (a channel, see [`Outlet`]); reply queues, of which there are many, share a
+//! few. Confirms are awaited in any order, so that a slow queue holds up no other. Room is bounded in count and in bytes,
+//! shared by all outlets, and is given back when the broker has answered for the message or the channel is gone: never
+//! before, or what the client library has queued would grow without end while a broker holds publishers back. What a
+//! queue that does not answer keeps of it comes back within twice the publish time-out, when its channel is given up.
 
 use super::connection::Link;
 use super::outlet::{Outlet, Parcel, Room};
