@@ -41,9 +41,14 @@ impl<Owner> Acks<Owner> {
         Self { out: BTreeMap::new(), seen: 0, acked: Vec::new(), given_back: Vec::new() }
     }
 
+    /// Whether `tag` is the one that follows those delivered so far.
+    pub(super) fn is_next(&self, tag: Tag) -> bool {
+        tag == self.seen + 1
+    }
+
     /// `tag` was delivered. Tags come in order; after a gap nothing is reached over any more.
     pub(super) fn delivered(&mut self, tag: Tag, owner: Owner) {
-        if tag == self.seen + 1 {
+        if self.is_next(tag) {
             self.seen = tag;
         }
         self.out.insert(tag, owner);

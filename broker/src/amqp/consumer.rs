@@ -2,8 +2,10 @@
 //!
 //! The task runs one [`Session`] after another: a session is one channel with its subscriptions, and ends when the
 //! channel, the connection or the queue does. Deliveries of a session that is over are not handed out any more, and
-//! settling one that was is a harmless no-op: the broker has put it back, and sends it again.
+//! settling one that was is a harmless no-op: the broker has put it back, and sends it again. Until then it takes its
+//! place among those that may be out: who holds it may be busy with it still.
 
+use super::acks::Tag;
 use super::connection::Link;
 use super::session::{End, Ledger, Session};
 use super::{Phase, Phases, Tasks, convert};
@@ -13,8 +15,9 @@ use crate::{BrokerError, Consumer, Incoming};
 use async_trait::async_trait;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 /// What the task passes on to the handle.
@@ -34,23 +37,48 @@ pub(super) enum Command {
     SetPrefetch(u32, oneshot::Sender<()>),
 }
 
+/// How many deliveries of a handle are out, whatever became of the sessions they came in.
+#[derive(Default)]
+struct Hands {
+    out: AtomicU32,
+    taken_back: Notify,
+}
+
+impl Hands {
+    /// Counts one more as handed out, if that makes at most `most`.
+    fn hand_out(&self, most: u32) -> bool {
+        // Only the handle counts up, so nothing can come between the look and the count.
+        let may = self.out.load(Ordering::Acquire) < most;
+        if may {
+            self.out.fetch_add(1, Ordering::AcqRel);
+        }
+        may
+    }
+
+    fn take_back(&self) {
+        self.out.fetch_sub(1, Ordering::AcqRel);
+        self.taken_back.notify_one();
+    }
+}
+
 /// Settles one delivery, once.
 pub(super) struct Settler {
     ledger: Arc<Ledger>,
-    tag: u64,
-    handed_out: bool,
+    tag: Tag,
+    /// Where it is counted, once it is handed out.
+    hands: Option<Arc<Hands>>,
     settled: bool,
 }
 
 impl Settler {
-    pub(super) fn new(ledger: Arc<Ledger>, tag: u64) -> Self {
-        Self { ledger, tag, handed_out: false, settled: false }
+    pub(super) fn new(ledger: Arc<Ledger>, tag: Tag) -> Self {
+        Self { ledger, tag, hands: None, settled: false }
     }
 
     fn finish(&mut self, settlement: Settlement) {
         self.settled = true;
-        if self.handed_out {
-            self.ledger.take_back();
+        if let Some(hands) = self.hands.take() {
+            hands.take_back();
         }
         self.ledger.settle(self.tag, settlement);
     }
@@ -75,6 +103,7 @@ pub(super) struct AmqpConsumer {
     items: mpsc::UnboundedReceiver<Item>,
     /// Taken from `items` and held back, because as many are out as may be.
     next: Option<Box<Arrived>>,
+    hands: Arc<Hands>,
     prefetch: u32,
     /// Dropped with the handle, which ends the task.
     commands: mpsc::UnboundedSender<Command>,
@@ -109,7 +138,8 @@ pub(super) async fn consume(
     };
     tasks.spawn(task.start(opened));
     let last_stop = *queue == Queue::DeadIntake;
-    let handle = AmqpConsumer { items, next: None, prefetch, commands, registered, last_stop };
+    let hands = Arc::default();
+    let handle = AmqpConsumer { items, next: None, hands, prefetch, commands, registered, last_stop };
     is_open.await.unwrap_or(Err(BrokerError::Closed)).map(|()| handle)
 }
 
@@ -117,20 +147,25 @@ pub(super) async fn consume(
 impl Consumer for AmqpConsumer {
     async fn next(&mut self) -> Option<Incoming> {
         loop {
-            if self.next.is_none() {
-                match self.items.recv().await? {
+            let arrived = match self.next.take() {
+                Some(held_back) => held_back,
+                None => match self.items.recv().await? {
                     Item::Resumed => return Some(Incoming::Resumed),
-                    Item::Arrived(arrived) => self.next = Some(arrived),
-                }
-            }
-            let ledger = self.next.as_ref().expect("just filled").settler.ledger.clone();
-            if !ledger.over() && !ledger.hand_out(self.prefetch) {
-                ledger.changed().await;
+                    Item::Arrived(arrived) => arrived,
+                },
+            };
+            let ledger = &arrived.settler.ledger;
+            if ledger.over() {
                 continue;
             }
-            let arrived = self.next.take().expect("filled above");
-            if !ledger.over() {
+            if self.hands.hand_out(self.prefetch) {
                 return Some(Incoming::Delivery(Box::new(self.delivery(*arrived))));
+            }
+            let ledger = ledger.clone();
+            self.next = Some(arrived);
+            tokio::select! {
+                () = self.hands.taken_back.notified() => {}
+                () = ledger.ended() => {}
             }
         }
     }
@@ -154,7 +189,7 @@ impl Consumer for AmqpConsumer {
 impl AmqpConsumer {
     fn delivery(&self, arrived: Arrived) -> Delivery {
         let Arrived { delivery, mut settler } = arrived;
-        settler.handed_out = true;
+        settler.hands = Some(self.hands.clone());
         let found = convert::arrival(delivery, self.last_stop);
         Delivery::new(found.message, found.redelivered, found.returns, found.death, Box::new(settler))
     }
@@ -249,5 +284,86 @@ impl Subscription {
                 () = self.phases.reached(Phase::Ending) => return None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+    type Settled = UnboundedReceiver<(Tag, Settlement)>;
+
+    /// A handle whose task is the test.
+    fn handle(prefetch: u32) -> (AmqpConsumer, UnboundedSender<Item>) {
+        let (items_in, items) = mpsc::unbounded_channel();
+        let (commands, _) = mpsc::unbounded_channel();
+        let (_, registered) = watch::channel(true);
+        let hands = Arc::default();
+        let last_stop = false;
+        (AmqpConsumer { items, next: None, hands, prefetch, commands, registered, last_stop }, items_in)
+    }
+
+    /// A session that delivered so many.
+    fn session(items: &UnboundedSender<Item>, deliveries: u64) -> Settled {
+        let (ledger, settled) = Ledger::new();
+        let ledger = Arc::new(ledger);
+        for tag in 1..=deliveries {
+            let delivery = lapin::message::Delivery::mock(tag, "".into(), "q".into(), false, Vec::new());
+            let settler = Settler::new(ledger.clone(), tag);
+            assert!(items.send(Item::Arrived(Box::new(Arrived { delivery, settler }))).is_ok());
+        }
+        settled
+    }
+
+    fn delivery(consumer: &mut AmqpConsumer) -> Option<Delivery> {
+        match consumer.next().now_or_never()?? {
+            Incoming::Delivery(delivery) => Some(*delivery),
+            Incoming::Resumed => panic!("resumed"),
+        }
+    }
+
+    #[test]
+    fn what_is_held_from_a_session_that_is_over_takes_its_place_until_it_is_settled() {
+        let (mut consumer, items) = handle(2);
+        let first = session(&items, 3);
+        let (one, other) = (delivery(&mut consumer).unwrap(), delivery(&mut consumer).unwrap());
+        assert!(delivery(&mut consumer).is_none(), "two are out and two may be");
+
+        drop(first);
+        assert!(items.send(Item::Resumed).is_ok());
+        let mut second = session(&items, 3);
+        assert!(matches!(consumer.next().now_or_never(), Some(Some(Incoming::Resumed))));
+        assert!(delivery(&mut consumer).is_none(), "the two are still being worked on");
+        one.ack();
+        let next = delivery(&mut consumer).unwrap();
+        assert!(delivery(&mut consumer).is_none());
+        drop(other);
+        let last = delivery(&mut consumer).unwrap();
+        assert!(delivery(&mut consumer).is_none());
+        assert!(second.try_recv().is_err(), "what was settled belonged to the session before");
+        next.ack();
+        assert_eq!(second.try_recv(), Ok((1, Settlement::Ack)));
+        last.give_back();
+        assert_eq!(second.try_recv(), Ok((2, Settlement::GiveBack)));
+        assert!(delivery(&mut consumer).is_some());
+    }
+
+    #[test]
+    fn a_call_that_is_cancelled_takes_no_place_and_loses_nothing() {
+        let (mut consumer, items) = handle(1);
+        let mut settled = session(&items, 2);
+        let held = delivery(&mut consumer).unwrap();
+        for _ in 0..3 {
+            assert!(delivery(&mut consumer).is_none());
+        }
+        held.ack();
+        let next = delivery(&mut consumer).unwrap();
+        next.ack();
+        assert_eq!(
+            [settled.try_recv(), settled.try_recv()],
+            [Ok((1, Settlement::Ack)), Ok((2, Settlement::Ack))]
+        );
     }
 }

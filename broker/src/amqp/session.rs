@@ -9,7 +9,7 @@ use super::{FAREWELL, Phase, Phases, topology};
 use crate::BrokerError;
 use crate::delivery::Settlement;
 use crate::queue::Queue;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::{
@@ -18,10 +18,9 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{interval, timeout};
 
 /// Most settlements in one flush.
@@ -39,41 +38,26 @@ pub(super) enum End {
     Closing,
 }
 
-/// What the deliveries of one session share with it: where they are settled, and how many are handed out.
+/// What the deliveries of one session share with it: where they are settled.
 pub(super) struct Ledger {
     settlements: mpsc::UnboundedSender<(Tag, Settlement)>,
-    handed_out: AtomicU32,
-    taken_back: Notify,
 }
 
 impl Ledger {
+    /// A ledger, and what is settled in it. It is over once that is dropped or closed.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<(Tag, Settlement)>) {
+        let (settlements, settled) = mpsc::unbounded_channel();
+        (Self { settlements }, settled)
+    }
+
     /// Whether the session is over: the broker has put back what was out.
     pub(super) fn over(&self) -> bool {
         self.settlements.is_closed()
     }
 
-    /// Counts one more as handed out, if that makes at most `most`.
-    pub(super) fn hand_out(&self, most: u32) -> bool {
-        // Only the handle counts up, so nothing can come between the look and the count.
-        let may = self.handed_out.load(Ordering::Acquire) < most;
-        if may {
-            self.handed_out.fetch_add(1, Ordering::AcqRel);
-        }
-        may
-    }
-
-    /// One that was handed out is settled.
-    pub(super) fn take_back(&self) {
-        self.handed_out.fetch_sub(1, Ordering::AcqRel);
-        self.taken_back.notify_one();
-    }
-
-    /// Waits until one was taken back, or the session is over.
-    pub(super) async fn changed(&self) {
-        tokio::select! {
-            () = self.taken_back.notified() => {}
-            () = self.settlements.closed() => {}
-        }
+    /// Waits until the session is over.
+    pub(super) async fn ended(&self) {
+        self.settlements.closed().await;
     }
 
     pub(super) fn settle(&self, tag: Tag, settlement: Settlement) {
@@ -93,6 +77,8 @@ pub(super) struct Session {
     streams: Vec<(Id, lapin::Consumer)>,
     /// Arrived and not passed on.
     arrived: Vec<(Id, Delivery)>,
+    /// Why a stream ended that was not to, if one did.
+    ended: Option<String>,
     ledger: Arc<Ledger>,
     settlements: mpsc::UnboundedReceiver<(Tag, Settlement)>,
 }
@@ -109,8 +95,7 @@ impl Session {
             topology::declare(&channel, &topology::reply(reply, &setup.limits), setup).await?;
             subscriptions_max = 1;
         }
-        let (sender, settlements) = mpsc::unbounded_channel();
-        let ledger = Ledger { settlements: sender, handed_out: AtomicU32::new(0), taken_back: Notify::new() };
+        let (ledger, settlements) = Ledger::new();
         let mut session = Self {
             channel,
             name: setup.name.clone(),
@@ -119,6 +104,7 @@ impl Session {
             acks: Acks::new(),
             streams: Vec::new(),
             arrived: Vec::new(),
+            ended: None,
             ledger: Arc::new(ledger),
             settlements,
         };
@@ -135,6 +121,7 @@ impl Session {
         phases: &mut Phases,
     ) -> End {
         let mut settled = Vec::with_capacity(FLUSH);
+        let mut look = interval(LOOK);
         loop {
             let changed = tokio::select! {
                 // All that is there, up to a flush full: fewer means that there is nothing more to wait for.
@@ -142,12 +129,15 @@ impl Session {
                     self.flush(&mut settled);
                     self.adjust().await
                 }
-                ended = poll_fn(|cx| poll_streams(&mut self.streams, &mut self.arrived, cx)) => {
-                    self.pass_on(items);
-                    if let Some(reason) = ended {
-                        return End::Lost(reason);
+                ended = poll_fn(|cx| poll_streams(&mut self.streams, &mut self.arrived, None, cx)) => {
+                    self.ended = ended;
+                    Ok(())
+                }
+                _ = look.tick(), if self.streams.is_empty() => {
+                    if !self.channel.status().connected() {
+                        self.ended = Some("the channel ended".to_owned());
                     }
-                    continue;
+                    Ok(())
                 }
                 command = commands.recv() => match command {
                     None => return End::Dropped,
@@ -162,6 +152,9 @@ impl Session {
                 () = phases.reached(Phase::Ending) => return End::Closing,
             };
             self.pass_on(items);
+            if let Some(reason) = self.ended.take() {
+                return End::Lost(reason);
+            }
             if let Err(error) = changed {
                 return End::Lost(reason(&error));
             }
@@ -175,9 +168,8 @@ impl Session {
                 return;
             }
         }
-        for (id, delivery) in std::mem::take(&mut self.arrived) {
-            self.acks.delivered(delivery.delivery_tag, id);
-            self.ledger.settle(delivery.delivery_tag, Settlement::GiveBack);
+        for (tag, _) in self.take_arrived() {
+            self.ledger.settle(tag, Settlement::GiveBack);
         }
         let mut settled = Vec::with_capacity(FLUSH);
         let mut look = interval(LOOK);
@@ -246,16 +238,17 @@ impl Session {
         Ok(())
     }
 
-    /// Cancels a subscription and collects what it still brought.
+    /// Cancels a subscription and collects what it still brought, and what came before that on the others: a number
+    /// passed over would never be reached over by a "multiple" again.
     async fn cancel(&mut self, id: Id) -> lapin::Result<()> {
         let cancelling = self.channel.basic_cancel(self.consumer_tag(id), BasicCancelOptions::default());
         let cancelled = answered(cancelling).await;
-        if let Some(nth) = self.streams.iter().position(|(found, _)| *found == id) {
-            let (_, mut stream) = self.streams.swap_remove(nth);
-            while let Some(Some(Ok(delivery))) = stream.next().now_or_never() {
-                self.arrived.push((id, delivery));
-            }
+        let mut nobody = Context::from_waker(Waker::noop());
+        let drained = poll_streams(&mut self.streams, &mut self.arrived, Some(id), &mut nobody);
+        if let Poll::Ready(Some(reason)) = drained {
+            self.ended = Some(reason);
         }
+        self.streams.retain(|(found, _)| *found != id);
         cancelled
     }
 
@@ -263,27 +256,38 @@ impl Session {
         format!("{}.{id}", self.name).into()
     }
 
-    /// Passes on what has arrived, in the order in which the broker sent it.
+    /// Passes on what has arrived.
     fn pass_on(&mut self, items: &mpsc::UnboundedSender<Item>) {
-        self.arrived.sort_unstable_by_key(|(_, delivery)| delivery.delivery_tag);
-        for (id, delivery) in self.arrived.drain(..) {
-            let tag = delivery.delivery_tag;
-            self.acks.delivered(tag, id);
-            self.allowance.delivered(id);
+        for (tag, delivery) in self.take_arrived() {
             let settler = Settler::new(self.ledger.clone(), tag);
             // A handle that is gone gives it back by dropping it.
             let _ = items.send(Item::Arrived(Box::new(Arrived { delivery, settler })));
         }
     }
+
+    /// Notes what has arrived as delivered, and hands it out in the order in which the broker sent it.
+    fn take_arrived(&mut self) -> Vec<(Tag, Delivery)> {
+        let mut arrived = std::mem::take(&mut self.arrived);
+        arrived.sort_unstable_by_key(|(_, delivery)| delivery.delivery_tag);
+        let note = |(id, delivery): (Id, Delivery)| {
+            let tag = delivery.delivery_tag;
+            debug_assert!(self.acks.is_next(tag), "delivery {tag} came before an earlier one");
+            self.acks.delivered(tag, id);
+            self.allowance.delivered(id);
+            (tag, delivery)
+        };
+        arrived.into_iter().map(note).collect()
+    }
 }
 
-/// Collects all that has arrived; why a stream ended, if one did.
+/// Collects all that has arrived; why a stream ended, if one did. The end of the stream `cancelled` is no reason.
 ///
 /// Several streams are polled until a whole round brings nothing: what arrived before anything collected is then
 /// collected as well, so that sorting it by number restores the broker's order.
-fn poll_streams(
-    streams: &mut Vec<(Id, lapin::Consumer)>,
+fn poll_streams<S: Stream<Item = lapin::Result<Delivery>> + Unpin>(
+    streams: &mut Vec<(Id, S)>,
     arrived: &mut Vec<(Id, Delivery)>,
+    cancelled: Option<Id>,
     cx: &mut Context<'_>,
 ) -> Poll<Option<String>> {
     let mut ended = None;
@@ -294,6 +298,7 @@ fn poll_streams(
                 match stream.poll_next_unpin(cx) {
                     Poll::Pending => return true,
                     Poll::Ready(Some(Ok(delivery))) => arrived.push((*id, delivery)),
+                    Poll::Ready(_) if cancelled == Some(*id) => return false,
                     Poll::Ready(Some(Err(error))) => {
                         ended = Some(reason(&error));
                         return false;
@@ -313,3 +318,6 @@ fn poll_streams(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
