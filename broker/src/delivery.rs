@@ -23,7 +23,7 @@ pub struct Delivery {
 pub struct Death {
     /// The queue it was in.
     pub queue: String,
-    /// `delivery_limit`, `expired`, `rejected` or `maxlen`.
+    /// `delivery_limit`, `expired`, `rejected` or `maxlen`; `unreadable` if only its header could be saved.
     pub reason: String,
 }
 

@@ -32,6 +32,10 @@ pub(super) use recovery::Recovery;
 const HOT_BYTES_MAX: u64 = 64 << 20;
 const HOT_BYTES_PER_QUEUE_MAX: u64 = 16 << 20;
 
+/// Why messages die here.
+const DELIVERY_LIMIT: &str = "delivery_limit";
+const UNREADABLE: &str = "unreadable";
+
 /// See the module.
 pub(super) struct Queues {
     limits: Limits,
@@ -123,21 +127,20 @@ impl Queues {
 
     /// The message of `place` is on disk.
     pub(super) fn arrived(&mut self, place: &Place, content: Box<Content>) {
-        let room = HOT_BYTES_MAX.saturating_sub(self.hot_bytes);
         let Some(resting) = self.queues.get_mut(&place.queue) else { return };
         resting.arriving -= 1;
         if place.due != 0 {
             resting.delayed.entry(place.next).or_default().insert((place.due, place.id), place.size);
             return;
         }
-        let before = resting.ready.hot_bytes();
+        let others = self.hot_bytes - resting.ready.hot_bytes();
         let hot_bytes_max = match resting.queue {
             // Nobody waits for those.
             Queue::Dead => 0,
-            _ => HOT_BYTES_PER_QUEUE_MAX.min(before + room),
+            _ => hot_bytes_max(others),
         };
         resting.ready.push(place.id, place.size, Some(content), hot_bytes_max);
-        self.hot_bytes += resting.ready.hot_bytes() - before;
+        self.hot_bytes = others + resting.ready.hot_bytes();
         wake(&mut self.wakes, &resting.changed, 1);
     }
 
@@ -164,21 +167,28 @@ impl Queues {
             }
             Settlement::GiveBack => {
                 let returns = returns.saturating_add(1);
-                if returns <= self.limits.returns_max || !self.give_up_on(number, id, size) {
+                if returns <= self.limits.returns_max || !self.give_up_on(number, id, size, DELIVERY_LIMIT) {
                     self.put_back(number, id, size, returns);
                 }
             }
         }
     }
 
-    /// What was asked for in [`Self::loads`] is here; `None` for a message that cannot be read.
+    /// What was asked for in [`Self::loads`] is here; `None` for a message that cannot be read. What is left of such a
+    /// one goes where messages die, so that somebody answers for it; from elsewhere, or without room there, it is out of
+    /// the queue and stays in the file.
     pub(super) fn loaded(&mut self, number: u32, contents: Vec<(u64, Option<Content>)>) {
         let Some(resting) = self.queues.get_mut(&number) else { return };
-        let before = resting.ready.hot_bytes();
+        let others = self.hot_bytes - resting.ready.hot_bytes();
+        let (filled, unreadable) = resting.ready.fill(contents);
+        self.hot_bytes = others + resting.ready.hot_bytes();
         // Someone who waits is woken even if nothing could be read: there may be more behind it.
-        let filled = resting.ready.fill(contents).max(1);
-        self.hot_bytes += resting.ready.hot_bytes() - before;
-        wake(&mut self.wakes, &resting.changed, filled);
+        wake(&mut self.wakes, &resting.changed, filled.max(1));
+        for (id, size) in unreadable {
+            if !self.give_up_on(number, id, size, UNREADABLE) {
+                self.release(number, size);
+            }
+        }
     }
 
     /// How full `queue` is; `None` if it does not exist.
@@ -208,12 +218,12 @@ impl Queues {
     /// Takes the front message of a queue, and asks for those that will be needed soon.
     fn take_front(&mut self, number: u32) -> Front {
         let Some(resting) = self.queues.get_mut(&number) else { return Front::Empty };
-        let before = resting.ready.hot_bytes();
+        let others = self.hot_bytes - resting.ready.hot_bytes();
         let front = resting.ready.take();
-        self.hot_bytes -= before - resting.ready.hot_bytes();
-        if let Some(ids) = resting.ready.wants() {
+        if let Some(ids) = resting.ready.wants(hot_bytes_max(others)) {
             self.loads.push((number, ids));
         }
+        self.hot_bytes = others + resting.ready.hot_bytes();
         front
     }
 
@@ -289,6 +299,11 @@ impl Resting {
             Queue::Reply(_) => (limits.reply_messages_max, limits.reply_bytes_max),
         }
     }
+}
+
+/// Most bytes that a queue may keep hot while all others together keep `others`.
+fn hot_bytes_max(others: u64) -> u64 {
+    HOT_BYTES_PER_QUEUE_MAX.min(HOT_BYTES_MAX.saturating_sub(others))
 }
 
 fn wake(wakes: &mut Vec<(Arc<Notify>, usize)>, whom: &Arc<Notify>, count: usize) {

@@ -53,6 +53,8 @@ pub(super) enum Write {
         queue: u32,
         /// Why it died, if it did.
         death: Option<Death>,
+        /// Without its body, and with as much of its description as can be read.
+        bare: bool,
     },
     /// A queue exists, and expires then (0: never).
     Declare {
@@ -262,8 +264,11 @@ fn write<'a>(
         for write in writes {
             match write {
                 Write::Remove { id } => remove(&mut messages, &mut bodies, *id)?,
-                Write::Move { id, to, queue, death } => {
+                Write::Move { id, to, queue, death, bare: false } => {
                     relocate(&mut messages, *id, *to, *queue, death.as_ref())?;
+                }
+                Write::Move { id, to, queue, death, bare: true } => {
+                    bury(&mut messages, &mut bodies, *id, *to, *queue, death.as_ref())?;
                 }
                 Write::Declare { number, name, expires } => {
                     queues.insert(number, (name.as_str(), *expires))?;
@@ -312,6 +317,27 @@ fn relocate(
         None => return Ok(()),
     };
     messages.insert(to, moved.as_slice())?;
+    Ok(())
+}
+
+/// Moves what can be saved of a message that cannot be read.
+fn bury(
+    messages: &mut Table<'_, u64, &'static [u8]>,
+    bodies: &mut Table<'_, u64, &'static [u8]>,
+    id: u64,
+    to: u64,
+    queue: u32,
+    death: Option<&Death>,
+) -> Result<(), redb::Error> {
+    let about = {
+        let record = messages.get(id)?;
+        let about = record.as_ref().and_then(|record| Some(Head::split(record.value()).ok()?.1));
+        let saved = about.and_then(|about| Content::new(about, Bytes::new()).ok()).unwrap_or_default();
+        record::describe(&saved.message, death)
+    };
+    remove(messages, bodies, id)?;
+    let about_bytes = u32::try_from(about.len()).unwrap_or(u32::MAX);
+    messages.insert(to, Head { queue, about_bytes, ..Head::default() }.record(&about, &[]).as_slice())?;
     Ok(())
 }
 

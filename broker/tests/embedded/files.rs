@@ -1,8 +1,8 @@
 //! Files that do not open, and what is said about them.
 
-use super::{contents, open};
+use super::{contents, next, open};
 use broker::{Broker, BrokerError, Message, Queue, Route};
-use redb::{Database, TableDefinition};
+use redb::{Database, ReadableTable, TableDefinition};
 use schemas::Class;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -96,6 +96,56 @@ async fn a_folder_that_cannot_be_is_refused() {
     assert!(said.contains("folder cannot be made"), "{said}");
     std::fs::create_dir_all(file(&dir.path().join("taken"))).unwrap();
     refused(&dir.path().join("taken")).await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_unreadable_message_arrives_where_messages_die() {
+    const BODIES: TableDefinition<u64, &[u8]> = TableDefinition::new("bodies");
+    const MESSAGES: TableDefinition<u64, &[u8]> = TableDefinition::new("messages");
+    let dir = TempDir::new().unwrap();
+    let broker = open(dir.path()).await.unwrap();
+    for n in 0..4_u8 {
+        // The body of the second is stored apart.
+        let body = vec![n; if n == 1 { 9_000 } else { 10 }].into();
+        let message = Message { packed: Some(vec![n; 40].into()), body, ..Message::default() };
+        broker.publish(Route::Submit(Class::High), message).await.await.unwrap();
+    }
+    broker.close().await;
+    let database = Database::open(file(dir.path())).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut messages = transaction.open_table(MESSAGES).unwrap();
+        let ids: Vec<u64> = messages.iter().unwrap().map(|row| row.unwrap().0.value()).collect();
+        assert!(transaction.open_table(BODIES).unwrap().remove(ids[1]).unwrap().is_some());
+        // What describes the third is no longer what it was.
+        let mut record = messages.get(ids[2]).unwrap().unwrap().value().to_vec();
+        record[32] = 0xc1;
+        messages.insert(ids[2], record.as_slice()).unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+
+    let broker = open(dir.path()).await.unwrap();
+    let mut jobs = broker.consume(&Queue::Jobs(Class::High), 10).await.unwrap();
+    let mut intake = broker.consume(&Queue::DeadIntake, 10).await.unwrap();
+    for n in [0, 3_u8] {
+        let delivery = next(&mut jobs).await;
+        assert_eq!(delivery.message.body[..], [n; 10]);
+        delivery.ack();
+    }
+    for packed in [Some(vec![1; 40].into()), None] {
+        let delivery = next(&mut intake).await;
+        assert_eq!(delivery.message, Message { packed, ..Message::default() });
+        let death = delivery.death.clone().unwrap();
+        assert_eq!((death.queue.as_str(), death.reason.as_str()), ("jobs.high", "unreadable"));
+        delivery.ack();
+    }
+    let depths = broker.depths(&[Queue::Jobs(Class::High), Queue::DeadIntake]).await.unwrap();
+    assert!(depths.iter().flatten().all(|depth| (depth.ready, depth.unacked) == (0, Some(0))), "{depths:?}");
+    broker.close().await;
+    let again = open(dir.path()).await.unwrap();
+    assert!(contents(&again, [Queue::Jobs(Class::High), Queue::DeadIntake]).await.is_empty());
+    again.close().await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Messages that change their queue, and queues that go, by themselves.
 
 use super::super::store::Write;
-use super::{Death, Queues, wake};
+use super::{Death, Queues, UNREADABLE, wake};
 use crate::queue::Queue;
 
 /// A message on its way to another queue. It counts in both until the file has it there.
@@ -61,13 +61,13 @@ impl Queues {
         }
     }
 
-    /// Sends a message that came back too often to `dead.intake`, if it dies in its queue at all and there is room.
-    pub(super) fn give_up_on(&mut self, number: u32, id: u64, size: u32) -> bool {
+    /// Sends a message to `dead.intake`, if messages die in its queue at all and there is room.
+    pub(super) fn give_up_on(&mut self, number: u32, id: u64, size: u32, reason: &str) -> bool {
         let Some(resting) = self.queues.get(&number) else { return false };
         if !matches!(resting.queue, Queue::Jobs(_) | Queue::Wait(..) | Queue::Lane(_)) {
             return false;
         }
-        let death = Death { queue: resting.queue.to_string(), reason: "delivery_limit".to_owned() };
+        let death = Death { queue: resting.queue.to_string(), reason: reason.to_owned() };
         let intake = self.numbers.get(&Queue::DeadIntake).copied();
         intake.is_some_and(|intake| self.start_move(number, intake, id, size, Some(death)))
     }
@@ -91,7 +91,8 @@ impl Queues {
         }
         let new = self.new_id();
         self.moving.insert(new, Moving { from, to, size });
-        self.writes.push(Write::Move { id, to: new, queue: to, death });
+        let bare = death.as_ref().is_some_and(|death| death.reason == UNREADABLE);
+        self.writes.push(Write::Move { id, to: new, queue: to, death, bare });
         true
     }
 

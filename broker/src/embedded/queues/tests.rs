@@ -286,21 +286,68 @@ fn nobody_consumes_or_fills_what_moves_on_by_itself() {
 }
 
 #[test]
-fn memory_for_hot_messages_is_bounded_over_all_queues() {
+fn memory_for_hot_messages_is_bounded_per_queue_and_over_all_queues() {
+    const SIZE: u32 = 1 << 20;
+    const EACH: usize = 40;
+    // The front of a queue is read whatever the rest of them keep.
+    const FRONT: u64 = SIZE as u64 + 1_024;
     let mut queues = fresh(limits());
-    let size = 1 << 20;
-    for queue in Queue::fixed().filter(|queue| !matches!(queue, Queue::Retry(_))) {
-        for _ in 0..20 {
-            arrive(&mut queues, &Route::To(queue.clone()), size);
+    let consumed: Vec<Queue> = Queue::fixed().filter(|queue| !matches!(queue, Queue::Retry(_))).collect();
+    for queue in &consumed {
+        for _ in 0..EACH {
+            arrive(&mut queues, &Route::To(queue.clone()), SIZE);
         }
     }
-    assert!(
-        queues.hot_bytes <= HOT_BYTES_MAX && queues.hot_bytes > HOT_BYTES_MAX / 2,
-        "{}",
-        queues.hot_bytes
-    );
-    let consumer = queues.subscribe(&JOBS, 100).unwrap().key;
-    while let Next::Taken(_) = queues.take(consumer) {}
-    let kept: u64 = queues.queues.values().map(|resting| resting.ready.hot_bytes()).sum();
-    assert_eq!(queues.hot_bytes, kept);
+    let hot = queues.hot_bytes;
+    assert!(hot <= HOT_BYTES_MAX && hot > HOT_BYTES_MAX / 2, "{hot}");
+    let consumers: Vec<u64> =
+        consumed.iter().map(|queue| queues.subscribe(queue, 1_000).unwrap().key).collect();
+    let mut taken = vec![0; consumers.len()];
+    let mut loads = Vec::new();
+    // One from each in turn, so that all of them want to read ahead at once; a read takes a turn.
+    while taken.iter().any(|taken| *taken < EACH) {
+        let before = (taken.clone(), loads.len());
+        for (taken, key) in taken.iter_mut().zip(&consumers) {
+            *taken += usize::from(matches!(queues.take(*key), Next::Taken(_)));
+        }
+        for (number, ids) in std::mem::replace(&mut loads, std::mem::take(&mut queues.loads)) {
+            queues.loaded(number, ids.into_iter().map(|id| (id, Some(Content::default()))).collect());
+        }
+        assert!(before != (taken.clone(), loads.len()) || !loads.is_empty(), "stuck at {taken:?}");
+        let each = queues.queues.values().map(|resting| resting.ready.hot_bytes());
+        assert_eq!(queues.hot_bytes, each.clone().sum::<u64>());
+        assert!(each.max() <= Some(HOT_BYTES_PER_QUEUE_MAX + FRONT));
+        let most = HOT_BYTES_MAX + FRONT * consumers.len() as u64;
+        assert!(queues.hot_bytes <= most, "{} bytes are hot: at most {most}", queues.hot_bytes);
+    }
+    assert_eq!(queues.hot_bytes, 0);
+}
+
+#[test]
+fn what_cannot_be_read_dies_where_messages_die_and_takes_no_room_anywhere_else() {
+    let mut queues = fresh(Limits { queue_messages_max: 1, reply_messages_max: 1, ..limits() });
+    let unreadable = |queues: &mut Queues, queue: &Queue| {
+        let consumer = queues.subscribe(queue, 1).unwrap();
+        let place = arrive(queues, &Route::To(queue.clone()), 5);
+        let taken = take(queues, consumer.key);
+        queues.settle(consumer.number, taken.id, Settlement::GiveBack);
+        assert!(matches!(queues.take(consumer.key), Next::Wait));
+        let (number, ids) = queues.loads.pop().unwrap();
+        assert_eq!(ids, [place.id]);
+        queues.loaded(number, vec![(place.id, None)]);
+        assert!(matches!(queues.take(consumer.key), Next::Wait));
+        place
+    };
+    let job = unreadable(&mut queues, &JOBS);
+    let death = Death { queue: "jobs.high".into(), reason: "unreadable".into() };
+    assert!(matches!(&write(&mut queues)[..], [Write::Move { id, death: Some(found), bare: true, .. }]
+        if *id == job.id && *found == death));
+    assert_eq!((ready(&queues, &JOBS), ready(&queues, &Queue::DeadIntake)), (0, 1));
+    assert!(queues.offer(&Route::To(JOBS), 5, NOW).is_ok(), "its room is free again");
+
+    queues.subscribe(&reply(), 1).map(|first| queues.unsubscribe(first.key, NOW)).unwrap();
+    write(&mut queues);
+    unreadable(&mut queues, &reply());
+    assert!(write(&mut queues).iter().all(|write| matches!(write, Write::Declare { .. })));
+    assert!(queues.offer(&Route::To(reply()), 5, NOW).is_ok(), "its room is free again");
 }
