@@ -27,6 +27,8 @@ struct State {
     fails: std::ops::Range<usize>,
     /// Bytes it holds.
     capacity: Option<usize>,
+    /// The next sync panics, as the store's crate may.
+    panics: bool,
 }
 
 impl Disk {
@@ -82,6 +84,8 @@ impl StorageBackend for Disk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let panics = std::mem::take(&mut self.state().panics);
+        assert!(!panics, "as a test wants it");
         let mut state = self.state();
         state.operation(0)?;
         state.kept = state.live.clone();
@@ -370,4 +374,22 @@ async fn a_disk_that_is_gone_is_told_in_time_and_closing_does_not_hang() {
     within("closing", broker.close()).await;
     let found = contents(&disk.after_power_loss()).await;
     assert_eq!(found.get("before"), Some(&1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storage_thread_that_breaks_down_is_seen_and_nobody_waits_for_it() {
+    let disk = Disk::default();
+    let broker = open(&disk).await.unwrap();
+    let mut consumer = broker.consume(&Queue::Jobs(Class::High), 1).await.unwrap();
+    disk.state().panics = true;
+    let receipt = broker.publish(Route::Submit(Class::High), message("m", 10)).await;
+    assert_eq!(within("a receipt", receipt).await, Err(PublishError::Lost));
+    let mut health = broker.health();
+    let seen = health.wait_for(|health| matches!(health, Health::Disconnected(_)));
+    let seen = within("health", seen).await.unwrap().clone();
+    assert!(matches!(&seen, Health::Disconnected(reason) if reason.contains("broke down")), "{seen:?}");
+    assert!(within("the end", consumer.next()).await.is_none());
+    let late = broker.publish(Route::Submit(Class::High), message("m", 10)).await;
+    assert_eq!(within("a receipt", late).await, Err(PublishError::Closed));
+    within("closing", broker.close()).await;
 }

@@ -96,7 +96,7 @@ fn open(
     let shared = Shared::new(queues, clock);
     let (health, seen) = watch::channel(Health::Connected);
     let started = Started { shared: shared.clone(), health: seen };
-    let _ends = EndsWith(shared.clone());
+    let _ends = EndsWith { shared: shared.clone(), health: health.clone() };
     Ok((
         Writer { store, shared, health, publish_timeout, pause, uncertain: None, not_before: 0, _ends },
         started,
@@ -182,11 +182,8 @@ impl Writer {
     fn loaded(&self, queue: u32, ids: Vec<u64>, contents: Vec<Result<Content, String>>) {
         let read = ids.into_iter().zip(contents).map(|(id, content)| {
             let content = content.inspect_err(|error| {
-                tracing::error!(
-                    id,
-                    error,
-                    "message cannot be read: it stays in the store and is not delivered"
-                );
+                metrics::counter!("straightline_broker_store_unreadable_total").increment(1);
+                tracing::error!(id, error, "message cannot be read and is not delivered");
             });
             (id, content.ok())
         });
@@ -255,12 +252,19 @@ impl Writer {
     }
 }
 
-/// Whatever ends the thread ends the broker.
-struct EndsWith(Arc<Shared>);
+/// Whatever ends the thread ends the broker, and is seen.
+struct EndsWith {
+    shared: Arc<Shared>,
+    health: watch::Sender<Health>,
+}
 
 impl Drop for EndsWith {
     fn drop(&mut self) {
-        self.0.ended();
+        if std::thread::panicking() {
+            let reason = "the thread that serves its store broke down: restart the process";
+            self.health.send_replace(Health::Disconnected(reason.to_owned()));
+        }
+        self.shared.ended();
     }
 }
 
