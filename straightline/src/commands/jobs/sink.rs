@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use schemas::{JobId, JobResult, Status};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{LineWriter, Write};
 
 /// Takes what comes back and counts it.
 pub struct Sink {
@@ -23,7 +23,8 @@ impl Sink {
         let out: Box<dyn Write + Send> = match &options.output {
             Some(path) => {
                 let file = File::create(path).with_context(|| format!("output {}", path.display()))?;
-                Box::new(BufWriter::new(file))
+                // Each result as it comes: whoever reads along waits for it, and a crash loses none.
+                Box::new(LineWriter::new(file))
             }
             None => Box::new(std::io::stdout()),
         };
