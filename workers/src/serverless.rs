@@ -1,7 +1,8 @@
 //! The serverless lane: a job is one event for a function that somebody else runs.
 //!
-//! [`Functions`] is the port; [`host`] runs functions on this machine. [`Serverless`] makes a lane of it.
-//! [`function`] is the other side: the function in ours.
+//! [`Functions`] is the port; [`host`] runs functions on this machine, [`lambda`] asks AWS Lambda's Invoke API.
+//! [`Serverless`] makes a lane of either. A function that is an HTTP server of its own needs no events: [`mod@http`] is that
+//! lane. [`function`] is the other side: the function in ours.
 //!
 //! What this module owns: the event, the reading of the answer, and whose fault a failure is. What it must not do:
 //! retry, or know where a function runs.
@@ -12,6 +13,8 @@
 mod event;
 pub mod function;
 pub mod host;
+pub mod http;
+pub mod lambda;
 
 use crate::lane::{Capacity, Executor, Ran, Task};
 use async_trait::async_trait;
