@@ -37,6 +37,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Whether every host that uses this store sees the same folder.
     pub shared: bool,
+    /// Whether several hosts use this store. Nothing is stored then unless the folder is shared: others could not read it.
+    pub several_hosts: bool,
     /// Largest blob, in bytes as stored; at most [`PAYLOAD_BYTES_MAX`].
     pub bytes_max: u64,
 }
@@ -44,7 +46,7 @@ pub struct Config {
 impl Config {
     /// The defaults: a folder of this host alone.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), shared: false, bytes_max: PAYLOAD_BYTES_MAX as u64 }
+        Self { dir: dir.into(), shared: false, several_hosts: false, bytes_max: PAYLOAD_BYTES_MAX as u64 }
     }
 }
 
@@ -98,6 +100,7 @@ pub struct Blobs {
     store: Arc<dyn ObjectStore>,
     dir: PathBuf,
     shared: bool,
+    several_hosts: bool,
     bytes_max: u64,
 }
 
@@ -105,7 +108,7 @@ impl Blobs {
     /// Opens the store, or makes it; fails if nothing can be written to it.
     pub async fn open(config: Config) -> Result<Self, BlobError> {
         let bytes_max = config.bytes_max.min(PAYLOAD_BYTES_MAX as u64);
-        let Config { dir, shared, .. } = config;
+        let Config { dir, shared, several_hosts, .. } = config;
         let at = dir.clone();
         let opened = off_runtime(move || {
             std::fs::create_dir_all(&at).and_then(|()| probe(&at)).map_err(|error| error.to_string())?;
@@ -113,7 +116,7 @@ impl Blobs {
         });
         let unusable = |reason| BlobError::Unusable { dir: dir.display().to_string(), reason };
         let store = opened.await.map_err(unusable)?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), dir, shared, bytes_max })
+        Ok(Self { store: Arc::new(store), dir, shared, several_hosts, bytes_max })
     }
 
     /// Whether every host that uses this store sees the same folder.
@@ -125,6 +128,11 @@ impl Blobs {
     pub async fn put(&self, payload: &Payload) -> Result<BlobRef, BlobError> {
         if matches!(payload, Payload::Blob(_)) {
             return Err(BlobError::Invalid("it is a claim check already".to_owned()));
+        }
+        if self.several_hosts && !self.shared {
+            let reason = "other hosts cannot read it: give all of them one folder and set storage.blobs_shared = true, \
+                          or keep inputs and outputs below limits.inline";
+            return Err(BlobError::Unusable { dir: self.dir.display().to_string(), reason: reason.to_owned() });
         }
         self.check_size(payload.data_bytes())?;
         payload.check().map_err(|error| BlobError::Invalid(error.to_string()))?;

@@ -140,3 +140,15 @@ async fn many_at_once_do_not_meet() {
     let ids: std::collections::HashSet<_> = tasks.join_all().await.into_iter().collect();
     assert_eq!(ids.len(), 100);
 }
+
+#[tokio::test]
+async fn what_other_hosts_could_not_read_is_not_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |shared| Blobs::open(Config { shared, several_hosts: true, ..Config::new(dir.path()) });
+    let blob = open(true).await.unwrap().put(&opaque(9)).await.unwrap();
+    let unshared = open(false).await.unwrap();
+    let error = unshared.put(&opaque(9)).await.unwrap_err();
+    assert!(matches!(error, BlobError::Unusable { .. }), "{error}");
+    assert!(error.to_string().contains("set storage.blobs_shared = true"), "{error}");
+    unshared.get(&blob).await.unwrap();
+}
