@@ -7,7 +7,11 @@ use std::io::IsTerminal;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+/// What no filter may show: there the AMQP client logs messages that a broker returned, bodies and all.
+const NEVER: &str = "lapin::returned_messages=off";
 
 /// Buckets of every histogram of seconds: from a tenth of a millisecond to ten minutes.
 const SECONDS: [f64; 16] = [
@@ -16,11 +20,8 @@ const SECONDS: [f64; 16] = [
 
 /// Sends logs to standard error, where they never mix with results.
 pub fn logs(log: &Log) -> Result<(), ConfigError> {
-    let filter = EnvFilter::try_new(&log.filter).map_err(|error| {
-        ConfigError::Value(format!("log.filter {:?} is not a filter: {error}", log.filter))
-    })?;
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(&log.filter)?)
         .with_writer(BoxMakeWriter::new(std::io::stderr))
         .with_ansi(std::io::stderr().is_terminal());
     match log.format {
@@ -28,6 +29,14 @@ pub fn logs(log: &Log) -> Result<(), ConfigError> {
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+fn filter(text: &str) -> Result<EnvFilter, ConfigError> {
+    let never: Directive = NEVER.parse().expect("a directive");
+    let filter = EnvFilter::try_new(text)
+        .map_err(|error| ConfigError::Value(format!("log.filter {text:?} is not a filter: {error}")))?;
+    // The last word on its target, and more specific than any word on the crate.
+    Ok(filter.add_directive(never))
 }
 
 /// Starts collecting metrics; the handle renders them as Prometheus text.
@@ -57,5 +66,20 @@ pub struct Upkeep(JoinHandle<()>);
 impl Drop for Upkeep {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_filter_shows_the_bodies_of_returned_messages() {
+        for text in ["", "info", "trace", "lapin=trace", "warn,lapin::returned_messages=warn", "off"] {
+            let shown = filter(text).unwrap().to_string();
+            assert!(shown.split(',').any(|directive| directive == NEVER), "{text}: {shown}");
+            assert!(!shown.contains("lapin::returned_messages=warn"), "{text}: {shown}");
+        }
+        assert!(filter("workers=loudly").unwrap_err().to_string().contains("log.filter"));
     }
 }
