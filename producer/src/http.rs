@@ -33,7 +33,7 @@ use state::State as Facts;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 mod asks;
 mod batch;
@@ -64,7 +64,12 @@ pub struct Face {
     pub limits: Limits,
     /// What `/metrics` answers.
     pub metrics_text: MetricsText,
+    /// What of the process itself keeps it from being ready.
+    pub obstacle: Obstacle,
 }
+
+/// Says what keeps a process from its part in getting jobs done, if anything does.
+pub type Obstacle = Arc<dyn Fn() -> Option<&'static str> + Send + Sync>;
 
 /// Renders the process's metrics in Prometheus' text format.
 pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
@@ -82,13 +87,13 @@ pub struct Limits {
     pub unread_max: usize,
     /// Most bodies of lines at once.
     pub batches_max: usize,
-    /// Bytes of all bodies in hand together.
+    /// Bytes of all bodies in hand together, the outputs on their way out of `/v1/results` among them.
     pub bodies_bytes_max: usize,
     /// How long a body, or the next part of a body of lines, may take to arrive.
     pub body_timeout: Duration,
     /// Most requests that wait for a job at once.
     pub waits_max: usize,
-    /// The longest `wait_ms`.
+    /// The longest wait for a job's end, be it asked for by `wait_ms` or that of an inference.
     pub wait_max: Duration,
     /// Most ids in one request.
     pub ids_max: usize,
@@ -125,9 +130,10 @@ struct App {
     models: BTreeMap<ModelName, Arc<ModelContract>>,
     limits: Limits,
     metrics_text: MetricsText,
+    obstacle: Obstacle,
     /// Bytes of bodies in hand, in the units of [`body::units`].
     bodies: Arc<Semaphore>,
-    waits: Semaphore,
+    waits: Arc<Semaphore>,
     decoders: Semaphore,
     batches: Arc<Semaphore>,
     /// One pass through the dead queue at a time: two would hold each other's jobs.
@@ -136,20 +142,22 @@ struct App {
 
 /// The routes over `face`.
 pub fn router(face: Face) -> Router {
-    let limits = face.limits;
+    let mut limits = face.limits;
     // No limit on one body may be over what all may have together.
-    let bodies_bytes_max = limits.bodies_bytes_max.max(limits.body_bytes_max).max(limits.line_bytes_max);
+    let one_max = limits.body_bytes_max.max(limits.line_bytes_max).max(limits.json_bytes_max);
+    limits.bodies_bytes_max = limits.bodies_bytes_max.max(one_max);
     let app = Arc::new(App {
         client: face.client,
         broker: face.broker,
         state: face.state,
         models: face.models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
-        bodies: Arc::new(Semaphore::new(body::units(bodies_bytes_max))),
-        waits: Semaphore::new(limits.waits_max),
+        bodies: Arc::new(Semaphore::new(body::units(limits.bodies_bytes_max))),
+        waits: Arc::new(Semaphore::new(limits.waits_max)),
         decoders: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
         batches: Arc::new(Semaphore::new(limits.batches_max)),
         dead: Arc::default(),
         metrics_text: face.metrics_text,
+        obstacle: face.obstacle,
         limits,
     });
     Router::new()
@@ -182,8 +190,8 @@ pub fn router(face: Face) -> Router {
 
 impl App {
     /// A place among those that wait for a job.
-    fn wait_place(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Error> {
-        self.waits.try_acquire().map_err(|_| {
+    fn wait_place(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.waits.clone().try_acquire_owned().map_err(|_| {
             let limit = self.limits.waits_max;
             Error::come_back(
                 StatusCode::TOO_MANY_REQUESTS,

@@ -101,7 +101,7 @@ struct Prepared {
     message: Message,
 }
 
-/// Encoding less than this is quicker than handing it to another thread, in bytes.
+/// Encoding or hashing less than this is quicker than handing it to another thread, in bytes.
 const OFF_RUNTIME_BYTES: u64 = 64 * 1024;
 
 impl Client {
@@ -169,8 +169,9 @@ impl Shared {
         submission.check()?;
         let id = submission.id(&self.config.client);
         if submission.identity != Identity::Fresh {
+            let digest = digest(submission).await;
             let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-            if !keys.agrees(id, submission.digest()) {
+            if !keys.agrees(id, digest) {
                 return Err(SubmitError::Conflict { id });
             }
         }
@@ -231,6 +232,17 @@ impl Shared {
             sleep(backoff.next().min(self.config.patience - waited)).await;
         }
     }
+}
+
+async fn digest(submission: &Submission) -> u64 {
+    if submission.input.data_bytes() < OFF_RUNTIME_BYTES {
+        return submission.digest();
+    }
+    // Shares the data, which is the large part.
+    let owned = submission.clone();
+    tokio::task::spawn_blocking(move || owned.digest())
+        .await
+        .expect("hashing an input neither panics nor is aborted")
 }
 
 async fn encode(body: &JobBody) -> Bytes {

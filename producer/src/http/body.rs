@@ -72,8 +72,9 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
     }
 }
 
-/// A share of `bytes`, as soon as there is one.
-pub(super) async fn allow_when_free(app: &Arc<App>, bytes: usize) -> Allowance {
+/// A share of `bytes`, or of all there is, as soon as there is one.
+pub(super) async fn allow_when_free(app: &App, bytes: usize) -> Allowance {
+    let bytes = bytes.min(app.limits.bodies_bytes_max);
     let share = app.bodies.clone().acquire_many_owned(count(bytes)).await;
     Allowance { _share: share.expect("this semaphore is never closed") }
 }

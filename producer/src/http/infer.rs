@@ -7,7 +7,7 @@ use super::{App, models};
 use crate::submission::{Identity, Submission};
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
@@ -62,7 +62,7 @@ async fn run(
         body::off_runtime(app, head.len(), move || decode(&contract, &head, data, deadline)).await?;
     submission.identity = identity;
     submission.trace = trace;
-    let patience = submission.deadline + SLACK;
+    let patience = (submission.deadline + SLACK).min(app.limits.wait_max);
     let ticket = app.client.submit(submission).await?;
     // The job is with the broker: its bytes are no longer ours.
     drop(body);
@@ -70,7 +70,13 @@ async fn run(
     let answer = match timeout(patience, ticket).await {
         Ok(Ok(result)) => answer(app, Some(&model), result, selection, id).await,
         Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(crate::client::WaitError::Timeout { id: job, waited: patience }.into()),
+        Err(_) => Err(Error::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            format!(
+                "job {job} has not ended within {} ms: look for it at /v1/jobs/{job}",
+                patience.as_millis()
+            ),
+        )),
     };
     let mut response = answer.into_response();
     let job = HeaderValue::from_str(&job.to_string()).expect("a UUID is a header value");

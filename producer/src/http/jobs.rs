@@ -228,7 +228,7 @@ pub(super) async fn result_json(app: &App, result: JobResult) -> Result<Response
 }
 
 /// Encodes a result, its output with it.
-pub(super) async fn encode(app: &App, result: JobResult) -> Result<Bytes, Error> {
+pub(super) async fn encode(app: &App, result: JobResult) -> Result<Vec<u8>, Error> {
     let result = app.client.resolve(result).await?;
     let id = result.id;
     let bytes = result.output.as_ref().map_or(0, Payload::data_bytes);
@@ -236,7 +236,7 @@ pub(super) async fn encode(app: &App, result: JobResult) -> Result<Bytes, Error>
         serde_json::to_vec(&result)
     })
     .await;
-    encoded.map(Bytes::from).map_err(|error| {
+    encoded.map_err(|error| {
         let message = format!("{error}: GET /v1/jobs/{id}/output with Accept: application/octet-stream");
         Error::new(StatusCode::NOT_ACCEPTABLE, message)
     })

@@ -37,6 +37,9 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn obstacle(app: &App) -> Option<String> {
+    if let Some(obstacle) = (app.obstacle)() {
+        return Some(obstacle.to_owned());
+    }
     let health = app.broker.health().borrow().clone();
     match health {
         Health::Connected => {}

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 /// Most connections; beyond them callers wait in the listener's backlog.
@@ -18,8 +19,15 @@ const CONNECTIONS_MAX: usize = 4_096;
 /// How long the head of a request may take to arrive.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves until `shutdown` resolves, then takes no more requests and lets those under way end.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
+/// Serves until `shutdown` resolves, then takes no more requests and lets those under way end, for at most `grace`: a
+/// caller that reads slowly, or waits for a job, would hold up the end of the process. Whoever is left then has an id
+/// to ask for, or none and no job.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    grace: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
@@ -45,7 +53,9 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
         });
     }
     drop(listener);
-    connections.shutdown().await;
+    if timeout(grace, connections.shutdown()).await.is_err() {
+        warn!(grace_ms = grace.as_millis(), "requests were still under way; they are cut off");
+    }
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {

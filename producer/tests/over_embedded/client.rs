@@ -184,7 +184,14 @@ async fn one_key_is_one_job_and_another_input_is_a_conflict() {
     let _responder = station.respond(|_, body| Act::Answer(sum(body))).await;
     assert_eq!(bounded(one).await.unwrap(), bounded(two).await.unwrap());
     keyed.input = image(&[2.0; 4]);
-    let error = client.submit(keyed).await.unwrap_err();
+    let error = client.submit(keyed.clone()).await.unwrap_err();
+    assert!(matches!(error, SubmitError::Conflict { .. }), "{error}");
+
+    // A large input is not read on the runtime, which would stand still meanwhile.
+    keyed.input = Payload::Opaque(Opaque { content_type: "t".into(), data: vec![7; 1 << 20].into() });
+    let mut submit = std::pin::pin!(client.submit(keyed));
+    assert!(futures_util::poll!(&mut submit).is_pending());
+    let error = bounded(submit).await.unwrap_err();
     assert!(matches!(error, SubmitError::Conflict { .. }), "{error}");
 }
 

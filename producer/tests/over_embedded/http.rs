@@ -11,6 +11,7 @@ use producer::http::{Face, Limits, router, serve};
 use schemas::{Class, Datatype, FailureKind, ModelContract, Opaque, Payload, Tensor};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -57,18 +58,14 @@ impl Site {
     }
 
     pub(crate) async fn with_limits(station: &Station, limits: Limits) -> Self {
-        let face = Face {
-            client: station.client().await,
-            broker: station.broker.clone(),
-            state: station.state.clone(),
-            models: models(),
-            limits,
-            metrics_text: Arc::new(|| "straightline_up 1\n".to_owned()),
-        };
+        Self::of(face(station, limits).await).await
+    }
+
+    pub(crate) async fn of(face: Face) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(serve(listener, router(face), async {
+        let server = tokio::spawn(serve(listener, router(face), crate::rig::PATIENCE, async {
             let _ = stopped.await;
         }));
         let http = HttpClient::builder(TokioExecutor::new()).build_http();
@@ -103,6 +100,18 @@ impl Site {
 
     async fn post_text(&self, path: &str, body: impl Into<Bytes>) -> Answer {
         self.send(Method::POST, path, &[("content-type", "application/json")], body).await
+    }
+}
+
+async fn face(station: &Station, limits: Limits) -> Face {
+    Face {
+        client: station.client().await,
+        broker: station.broker.clone(),
+        state: station.state.clone(),
+        models: models(),
+        limits,
+        metrics_text: Arc::new(|| "straightline_up 1\n".to_owned()),
+        obstacle: Arc::new(|| None),
     }
 }
 
@@ -379,25 +388,56 @@ async fn how_a_job_ends_shows_in_the_status() {
 }
 
 #[tokio::test]
+async fn an_inference_is_not_waited_for_beyond_the_limit() {
+    let station = Station::open().await;
+    let limits = Limits { wait_max: Duration::from_millis(50), ..Limits::default() };
+    let site = Site::with_limits(&station, limits).await;
+    let mut asked = request();
+    asked["parameters"] = json!({"deadline_ms": 24 * 3_600_000});
+    let late = site.post(INFER, &asked).await;
+    let job = late.header("straightline-job").to_owned();
+    assert!(late.error(504).ends_with(&format!("look for it at /v1/jobs/{job}")), "{:?}", late.body);
+    assert_eq!(site.get(&format!("/v1/jobs/{job}")).await.status, 202, "it is as it was");
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_end_does_not_keep_the_face_from_ending() {
+    let station = Station::open().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let router = router(face(&station, Limits::default()).await);
+    let server = tokio::spawn(serve(listener, router, Duration::from_millis(20), async {
+        let _ = stopped.await;
+    }));
+    let mut caller = TcpStream::connect(address).await.unwrap();
+    caller.write_all(b"POST /v1/jobs HTTP/1.1\r\nhost: it\r\ntransfer-encoding: chunked\r\n").await.unwrap();
+    caller.write_all(b"content-type: application/x-ndjson\r\n\r\n").await.unwrap();
+    // It is being answered, and says nothing more.
+    caller.read_exact(&mut [0; 12]).await.unwrap();
+    stop.send(()).unwrap();
+    crate::rig::bounded(server).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_does_not_do_its_part_is_not_ready() {
+    let station = Station::open().await;
+    station.pretend_alive().await;
+    let mut face = face(&station, Limits::default()).await;
+    face.obstacle = Arc::new(|| Some("this process's worker takes no jobs"));
+    let site = Site::of(face).await;
+    assert!(site.get("/v2/health/ready").await.error(503).contains("takes no jobs"));
+    assert_eq!(site.get("/v2/health/live").await.status, 200);
+}
+
+#[tokio::test]
 async fn at_a_limit_the_caller_is_told_to_come_back() {
     let limits = broker::Limits { queue_messages_max: 1, ..broker::Limits::default() };
     let station = Station::with_limits(limits).await;
-    let client = station
-        .client_of(producer::Config { patience: std::time::Duration::from_millis(50), ..station.config() });
-    let face = Face {
-        client: client.await,
-        broker: station.broker.clone(),
-        state: station.state.clone(),
-        models: models(),
-        limits: Limits { waits_max: 1, ..Limits::default() },
-        metrics_text: Arc::new(String::new),
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let server = tokio::spawn(serve(listener, router(face), std::future::pending()));
-    let (stop, _) = oneshot::channel();
-    let http = HttpClient::builder(TokioExecutor::new()).build_http();
-    let site = Site { address, http, _stop: stop, _server: server };
+    let config = producer::Config { patience: Duration::from_millis(50), ..station.config() };
+    let mut face = face(&station, Limits { waits_max: 1, ..Limits::default() }).await;
+    face.client = station.client_of(config).await;
+    let site = Site::of(face).await;
 
     let asked = request();
     let first = site.post(INFER, &asked);

@@ -9,6 +9,8 @@ use producer::http::{Limits, read_job};
 use schemas::{Class, FailureKind, JobId, Opaque, Payload};
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 fn job() -> Value {
     json!({"model": "digits", "inputs": request()["inputs"]})
@@ -243,6 +245,83 @@ async fn many_results_are_fetched_at_once() {
     }
     assert!(site.get("/v1/results?ids=x").await.error(400).contains("is not a UUID"));
     assert!(site.get("/v1/results").await.error(400).contains("ids"));
+}
+
+/// A caller that asks for much and reads nothing has a bounded part of it held for it, and gets all when it reads.
+#[tokio::test]
+async fn results_that_nobody_reads_are_held_within_what_may_be_in_hand() {
+    const OUTPUTS: usize = 32;
+    let station = Station::open().await;
+    let large = Payload::Opaque(Opaque { content_type: "t".into(), data: vec![7; 1 << 20].into() });
+    let large = station.blobs.put(&large).await.unwrap();
+    let _responder = station.respond(move |_, _| Act::Answer(Payload::Blob(large.clone()))).await;
+    let limits = Limits {
+        body_bytes_max: 1 << 20,
+        json_bytes_max: 1 << 20,
+        line_bytes_max: 1 << 20,
+        bodies_bytes_max: 1 << 20,
+        ..Limits::default()
+    };
+    let site = Site::with_limits(&station, limits).await;
+    let mut ids = Vec::new();
+    for _ in 0..OUTPUTS {
+        ids.push(accepted(site.post("/v1/jobs", &job()).await).await);
+    }
+    for id in &ids {
+        let done = site.post("/v1/results", &json!({"ids": [id], "wait_ms": 60_000})).await;
+        assert_eq!(done.lines()[0]["status"], "succeeded");
+    }
+    let mut caller = TcpStream::connect(&site.address).await.unwrap();
+    let request =
+        format!("GET /v1/results?ids={} HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n", ids.join(","));
+    caller.write_all(request.as_bytes()).await.unwrap();
+    // Once as much is on its way as the sockets take, the next output is in hand, and so nothing else may be.
+    bounded(async {
+        loop {
+            let refused = site.post("/v1/jobs", &job()).await;
+            match refused.status {
+                503 => return assert!(refused.error(503).contains("bodies in hand are at their limit")),
+                status => assert_eq!(status, 202),
+            }
+        }
+    })
+    .await;
+    let mut answer = Vec::new();
+    bounded(caller.read_to_end(&mut answer)).await.unwrap();
+    let succeeded = String::from_utf8(answer).unwrap().matches("\"status\":\"succeeded\"").count();
+    assert_eq!(succeeded, OUTPUTS);
+    accepted(site.post("/v1/jobs", &job()).await).await;
+}
+
+#[tokio::test]
+async fn many_results_come_in_order_and_whether_large_or_small() {
+    let station = Station::open().await;
+    let _responder = station
+        .respond(|header, body| match header.class {
+            Class::Low => {
+                Act::Answer(Payload::Opaque(Opaque { content_type: "t".into(), data: vec![7; 9_000].into() }))
+            }
+            _ => Act::Answer(sum(body)),
+        })
+        .await;
+    let site = Site::open(&station).await;
+    let mut ids = Vec::new();
+    for n in 0..40 {
+        let mut job = job();
+        job["class"] = json!(if n % 2 == 0 { "low" } else { "high" });
+        ids.push(accepted(site.post("/v1/jobs", &job).await).await);
+    }
+    let lines = site.post("/v1/results", &json!({"ids": ids, "wait_ms": 60_000})).await.lines();
+    assert_eq!(lines.len(), ids.len());
+    let outputs = |of: &[Value]| of.iter().filter(|result| result["output"].is_object()).count();
+    assert_eq!(outputs(&lines), ids.len());
+    let mut asked = ids.clone();
+    asked.push(JobId::new().to_string());
+    let all = site.get(&format!("/v1/results?ids={}", asked.join(","))).await.json();
+    let results = all["results"].as_array().unwrap();
+    assert_eq!(results.len(), asked.len());
+    assert!(results.iter().zip(&ids).all(|(result, id)| result["id"] == id.as_str()));
+    assert_eq!((outputs(results), &results[40]), (ids.len(), &Value::Null));
 }
 
 #[tokio::test]
