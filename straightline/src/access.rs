@@ -3,10 +3,10 @@
 
 mod http;
 
-pub use http::Http;
+pub use http::{Http, Refused};
 
 use crate::cli::Server;
-use crate::config::Settings;
+use crate::config::{Services, Settings};
 use crate::station::{self, Station};
 use anyhow::{Context, Result, anyhow};
 use producer::client::Cancelled;
@@ -26,8 +26,11 @@ impl Access {
     /// Chooses by what is configured; an explicit `--server` wins.
     pub async fn open(settings: Settings, server: &Server) -> Result<Self> {
         let named = server.server.clone().or_else(|| settings.client.server.clone());
-        if server.server.is_none() && !station::is_embedded(&settings) {
-            return Ok(Self::Direct(Box::new(Station::open(settings).await?)));
+        if server.server.is_none() {
+            settings.check_services(Services::Together)?;
+            if !station::is_embedded(&settings) {
+                return Ok(Self::Direct(Box::new(Station::open(settings).await?)));
+            }
         }
         let address = named.unwrap_or_else(|| format!("http://{}", settings.http.listen));
         Ok(Self::Http(Http::new(&address)?))

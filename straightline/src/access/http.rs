@@ -25,6 +25,22 @@ pub struct Http {
     client: Client<HttpConnector, Body>,
 }
 
+/// An answer that is an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    status: StatusCode,
+    message: String,
+}
+
+impl Refused {
+    /// Whether the very same request can succeed later.
+    pub fn worth_another_try(&self) -> bool {
+        let soon = [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT];
+        self.status.is_server_error() || soon.contains(&self.status)
+    }
+}
+
 /// What the face answers when it cannot.
 #[derive(Deserialize)]
 struct Problem {
@@ -120,10 +136,11 @@ async fn expect(response: Response<Incoming>) -> Result<Response<Incoming>> {
         return Ok(response);
     }
     let body = response.into_body().collect().await.context("failed to read the answer")?.to_bytes();
-    match serde_json::from_slice::<Problem>(&body) {
-        Ok(problem) => bail!("{}", problem.error),
-        Err(_) => bail!("the server answered {status}"),
-    }
+    let message = match serde_json::from_slice::<Problem>(&body) {
+        Ok(problem) => problem.error,
+        Err(_) => format!("the server answered {status}"),
+    };
+    Err(Refused { status, message }.into())
 }
 
 async fn decode<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T> {

@@ -1,11 +1,9 @@
 //! Laying file, environment and flags over one another.
 
-use super::Settings;
+use super::{Settings, names};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
-
-/// Prefix of the environment's variables.
-const PREFIX: &str = "STRAIGHTLINE_";
 
 /// A configuration that cannot work. Ends the process with code 64.
 #[derive(Debug, thiserror::Error)]
@@ -50,15 +48,22 @@ pub fn load(
         Some(path) => read(path)?,
         None => Table::new(),
     };
-    let variables = environment.into_iter().filter_map(|(name, value)| {
-        let (section, key) = name.strip_prefix(PREFIX)?.split_once("__")?;
-        Some((name.clone(), section.to_lowercase(), key.to_lowercase(), value))
-    });
+    let environment: BTreeMap<_, _> =
+        environment.into_iter().filter(|(name, _)| name.starts_with(names::PREFIX)).collect();
+    let all = environment.keys().cloned().collect();
+    let mut variables = Vec::new();
+    for (name, value) in environment {
+        match names::setting(&name, &all) {
+            Ok(Some((section, key))) => variables.push((name, section, key, value)),
+            Ok(None) => {}
+            Err(problem) => return Err(ConfigError::Override { origin: name, problem }),
+        }
+    }
     let flags = flags.iter().map(|(path, value)| {
         let (section, key) = path.split_once('.').expect("flags name section.key");
         (format!("flag for {path}"), section.to_owned(), key.to_owned(), value.clone())
     });
-    for (origin, section, key, value) in variables.chain(flags) {
+    for (origin, section, key, value) in variables.into_iter().chain(flags) {
         set(&mut table, &origin, &section, &key, &value)?;
     }
     parse(table).map_err(ConfigError::Value)
@@ -160,8 +165,9 @@ mod tests {
         for (name, value, expected) in [
             ("STRAIGHTLINE_DISPATCHER__WINDOW", "soon", "STRAIGHTLINE_DISPATCHER__WINDOW"),
             ("STRAIGHTLINE_WORKER__SLOTS", "-1", "STRAIGHTLINE_WORKER__SLOTS"),
-            ("STRAIGHTLINE_WORKER__SLOT", "1", "unknown field `slot`"),
-            ("STRAIGHTLINE_WORKERS__SLOTS", "1", "unknown field `workers`"),
+            ("STRAIGHTLINE_WORKER__SLOT", "1", "STRAIGHTLINE_WORKER__SLOT: is not a setting"),
+            ("STRAIGHTLINE_WORKERS__SLOTS", "1", "did you mean STRAIGHTLINE_WORKER__SLOTS?"),
+            ("STRAIGHTLINE_BROKER_URL", "amqp://h", "did you mean STRAIGHTLINE_BROKER__URL?"),
         ] {
             let error = load(None, environment(&[(name, value)]), &[]).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

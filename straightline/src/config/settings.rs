@@ -73,8 +73,8 @@ pub struct Storage {
     pub dir: PathBuf,
     /// Folder of blobs: inputs and outputs too large for a message.
     pub blobs: Option<PathBuf>,
-    /// Says that every host sees the same folder of blobs. Must be true where broker and state are configured and
-    /// processes run on several hosts.
+    /// Says that every host sees the same folder of blobs. Where broker and state are configured, and are not both on
+    /// this machine, inputs and outputs above `limits.inline` are refused until it is true.
     pub blobs_shared: bool,
 }
 
@@ -92,7 +92,8 @@ pub struct Http {
     pub listen: SocketAddr,
     /// Largest request body.
     pub body_max: ByteSize,
-    /// Longest wait of a request for a job's result.
+    /// Longest wait of a request for a job's result, inference included: what takes longer is answered with the
+    /// job's id, and its result can be fetched later.
     #[serde(with = "humantime_serde")]
     pub wait_max: Duration,
 }
@@ -267,7 +268,8 @@ pub struct Records {
     /// How long results can be fetched.
     #[serde(with = "humantime_serde")]
     pub keep: Duration,
-    /// How long blobs are kept: longer than deadlines, records and dead jobs need them.
+    /// How long blobs are kept: at least the furthest deadline (24 hours) and `records.keep`; a dead job that is
+    /// requeued later than that has lost its input.
     #[serde(with = "humantime_serde")]
     pub blobs_keep: Duration,
 }
@@ -342,19 +344,29 @@ fn hidden<S: Serializer>(url: &Option<SecretString>, serializer: S) -> Result<S:
     }
 }
 
-/// `scheme://user:***@rest`; a URL that does not look like one is hidden whole.
+/// `scheme://user:***@rest?***`. What is not surely free of a secret is hidden whole: a URL that does not look like
+/// one, and one whose login or port holds what has no place there, since nobody knows where its password begins.
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    match authority.rsplit_once('@') {
-        None => url.to_owned(),
-        Some((login, _)) => {
-            let user = login.split(':').next().unwrap_or_default();
-            let after = &rest[login.len()..];
-            let password = if login.contains(':') { ":***" } else { "" };
-            format!("{scheme}://{user}{password}{after}")
-        }
+    let (login, rest) = rest.rsplit_once('@').map_or((None, rest), |(login, rest)| (Some(login), rest));
+    let (place, query) = match rest.find(['?', '#']) {
+        Some(at) => (&rest[..at], &rest[at..=at]),
+        None => (rest, ""),
+    };
+    let host = place.split('/').next().unwrap_or_default();
+    let port = host.rsplit(']').next().and_then(|host| host.split_once(':')).map_or("", |(_, port)| port);
+    let is_odd = login.is_some_and(|login| login.contains(['/', '?', '#']))
+        || !port.bytes().all(|byte| byte.is_ascii_digit());
+    if is_odd {
+        return format!("{scheme}://***");
     }
+    let login = match login.map(|login| login.split_once(':').map_or((login, ""), |(user, _)| (user, ":***")))
+    {
+        Some((user, password)) => format!("{user}{password}@"),
+        None => String::new(),
+    };
+    let hidden = if query.is_empty() { "" } else { "***" };
+    format!("{scheme}://{login}{place}{query}{hidden}")
 }
 
 #[cfg(test)]
@@ -370,6 +382,17 @@ mod tests {
             ("amqp://u@h", "amqp://u@h"),
             ("amqp://u:hun@ter2@h/v", "amqp://u:***@h/v"),
             ("hunter2", "***"),
+            ("amqp://u:hun/ter2@h/v", "amqp://***"),
+            ("amqp://u:hun?ter2@h/v", "amqp://***"),
+            ("amqp://u:hun#ter2@h/v", "amqp://***"),
+            ("amqp://hun/ter2:p@h/v", "amqp://***"),
+            ("amqp://u:h@nt/er2@h/v", "amqp://***"),
+            ("redis://:hunter2", "redis://***"),
+            ("redis://h:6379/0?password=hunter2", "redis://h:6379/0?***"),
+            ("amqps://u:p@h/v?cacertfile=x&password=hunter2", "amqps://u:***@h/v?***"),
+            ("redis://h:6379#hunter2", "redis://h:6379#***"),
+            ("redis://:hunter2@[::1]:6379/0", "redis://:***@[::1]:6379/0"),
+            ("redis://[::1]/0", "redis://[::1]/0"),
         ] {
             assert_eq!(without_password(url), shown);
         }

@@ -1,0 +1,130 @@
+//! Which `STRAIGHTLINE_…` variables mean something. One that means nothing is an error: a misspelt broker must not
+//! leave a process on the embedded one.
+
+use super::Settings;
+use std::collections::BTreeSet;
+use toml::{Table, Value};
+
+/// Prefix of the environment's variables.
+pub const PREFIX: &str = "STRAIGHTLINE_";
+/// The variable that names the configuration file: read with the flags.
+const FILE: &str = "STRAIGHTLINE_CONFIG";
+/// The project's own tests talk to themselves by these.
+const OF_TESTS: [&str; 2] = ["STRAIGHTLINE_TEST_", "STRAIGHTLINE_TESTS_"];
+
+/// Section and key that the variable `name` sets; none for one that is no setting and need not be. `all` are the names
+/// of all variables there are.
+pub fn setting(name: &str, all: &BTreeSet<String>) -> Result<Option<(String, String)>, String> {
+    let Some(rest) = name.strip_prefix(PREFIX) else { return Ok(None) };
+    let is_known = |(section, key): &(String, String)| keys(section).contains(key);
+    let named = rest.split_once("__").map(|(section, key)| (section.to_lowercase(), key.to_lowercase()));
+    if let Some(named) = named.filter(is_known) {
+        return Ok(Some(named));
+    }
+    let not_ours = name == FILE || OF_TESTS.iter().any(|test| name.starts_with(test)) || is_link(name, all);
+    if not_ours { Ok(None) } else { Err(format!("is not a setting: did you mean {}?", nearest(name))) }
+}
+
+/// Whether Kubernetes made it. In a namespace with a service called `straightline`, or `straightline-…`, it gives every
+/// container `STRAIGHTLINE_SERVICE_HOST`, `STRAIGHTLINE_PORT`, `STRAIGHTLINE_PORT_8080_TCP_ADDR` and others.
+fn is_link(name: &str, all: &BTreeSet<String>) -> bool {
+    all.iter().filter_map(|host| host.strip_suffix("_SERVICE_HOST")).any(|service| {
+        name.strip_prefix(service).is_some_and(|rest| {
+            rest.starts_with("_SERVICE_") || rest == "_PORT" || rest.starts_with("_PORT_")
+        })
+    })
+}
+
+/// The variable whose name is closest to `name`.
+fn nearest(name: &str) -> String {
+    let settings = keys("").into_iter().flat_map(|section| {
+        let names = keys(&section);
+        names.into_iter().map(move |key| format!("{PREFIX}{section}__{key}").to_uppercase())
+    });
+    let name = name.to_uppercase();
+    let all = settings.chain([FILE.to_owned()]);
+    all.min_by_key(|known| distance(known, &name)).unwrap_or_default()
+}
+
+/// The keys of a section; of the empty one, the sections. The parser knows them, and says so when it is asked for one
+/// that cannot be.
+fn keys(section: &str) -> Vec<String> {
+    let nonsense = Table::from_iter([("?".to_owned(), Value::Boolean(true))]);
+    let asked = match section {
+        "" => nonsense,
+        section => Table::from_iter([(section.to_owned(), Value::Table(nonsense))]),
+    };
+    let answer = asked.try_into::<Settings>().err().map(|error| error.message().to_owned());
+    let answer = answer.filter(|answer| answer.starts_with("unknown field `?`")).unwrap_or_default();
+    answer.split('`').skip(3).step_by(2).map(str::to_owned).collect()
+}
+
+/// How many letters must be put in, taken out or changed to make one of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (at, letter) in one.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
+        for (column, against) in other.bytes().enumerate() {
+            let changed = diagonal + usize::from(letter != against);
+            diagonal = row[column + 1];
+            row[column + 1] = changed.min(row[column] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn every_setting_has_its_variable() {
+        let named = |name| setting(name, &all(&[])).unwrap();
+        for (name, section, key) in [
+            ("STRAIGHTLINE_BROKER__URL", "broker", "url"),
+            ("STRAIGHTLINE_STATE__PREFIX", "state", "prefix"),
+            ("STRAIGHTLINE_STORAGE__BLOBS_SHARED", "storage", "blobs_shared"),
+            ("STRAIGHTLINE_WORKER__SLOTS", "worker", "slots"),
+        ] {
+            assert_eq!(named(name), Some((section.to_owned(), key.to_owned())));
+        }
+        for name in ["PATH", "STRAIGHTLINE_CONFIG", "STRAIGHTLINE_TEST_CACHE", "STRAIGHTLINE_TESTS_PROBE"] {
+            assert_eq!(named(name), None);
+        }
+        assert!(keys("").len() >= 12, "{:?}", keys(""));
+    }
+
+    #[test]
+    fn one_that_means_nothing_is_told_what_it_may_mean() {
+        for (name, meant) in [
+            ("STRAIGHTLINE_BROKER_URL", "STRAIGHTLINE_BROKER__URL"),
+            ("STRAIGHTLINE_WORKERS__SLOTS", "STRAIGHTLINE_WORKER__SLOTS"),
+            ("STRAIGHTLINE_WORKER__SLOT", "STRAIGHTLINE_WORKER__SLOTS"),
+            ("STRAIGHTLINE_CONFIGS", "STRAIGHTLINE_CONFIG"),
+            ("STRAIGHTLINE_PORT", ""),
+        ] {
+            let problem = setting(name, &all(&[name])).unwrap_err();
+            assert!(problem.contains(&format!("did you mean {meant}")), "{name} {problem}");
+        }
+    }
+
+    #[test]
+    fn what_kubernetes_says_of_a_service_of_our_name_is_no_mistake() {
+        let links = all(&[
+            "STRAIGHTLINE_SERVICE_HOST",
+            "STRAIGHTLINE_SERVICE_PORT_HTTP",
+            "STRAIGHTLINE_PORT",
+            "STRAIGHTLINE_PORT_8080_TCP_ADDR",
+            "STRAIGHTLINE_METRICS_SERVICE_HOST",
+            "STRAIGHTLINE_METRICS_PORT",
+        ]);
+        for name in &links {
+            assert_eq!(setting(name, &links), Ok(None), "{name}");
+        }
+        assert!(setting("STRAIGHTLINE_BROKER_URL", &links).is_err());
+    }
+}
