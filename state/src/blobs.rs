@@ -132,7 +132,10 @@ impl Blobs {
         if self.several_hosts && !self.shared {
             let reason = "other hosts cannot read it: give all of them one folder and set storage.blobs_shared = true, \
                           or keep inputs and outputs below limits.inline";
-            return Err(BlobError::Unusable { dir: self.dir.display().to_string(), reason: reason.to_owned() });
+            return Err(BlobError::Unusable {
+                dir: self.dir.display().to_string(),
+                reason: reason.to_owned(),
+            });
         }
         self.check_size(payload.data_bytes())?;
         payload.check().map_err(|error| BlobError::Invalid(error.to_string()))?;

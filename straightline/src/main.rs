@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     match ran {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => complain(&format!("{error:#}"), 1),
+        Err(error) => complain(&format!("{error:#}"), if config::is_to_blame(&error) { USAGE } else { 1 }),
     }
 }
 

@@ -1,19 +1,22 @@
 //! Dispatcher and worker as configured: what `up`, `demo`, `dispatcher` and `worker` start.
 
 use crate::builtin;
-use crate::config::Settings;
+use crate::config::{ConfigError, Settings};
 use crate::station::{Station, inline_bytes};
 use anyhow::{Context, Result, bail};
+use dispatcher::Dispatcher;
+use futures_util::FutureExt;
 use schemas::Lane;
 use schemas::retry::RetryPolicy;
 use std::sync::Arc;
 use workers::catalog::Catalog;
+use workers::local::Local;
 use workers::worker::Worker;
 
 /// Starts a dispatcher.
-pub fn dispatch(station: &Station, name: Option<String>) -> Result<dispatcher::Dispatcher> {
+pub fn dispatch(station: &Station, name: Option<String>) -> Result<Dispatcher> {
     let config = dispatcher_config(&station.settings, name)?;
-    Ok(dispatcher::Dispatcher::start(config, Arc::clone(&station.broker), Arc::clone(&station.state))?)
+    Ok(Dispatcher::start(config, Arc::clone(&station.broker), Arc::clone(&station.state))?)
 }
 
 /// The dispatcher's settings, checked.
@@ -21,7 +24,7 @@ pub fn dispatcher_config(settings: &Settings, name: Option<String>) -> Result<di
     let ours = &settings.dispatcher;
     let config = dispatcher::Config {
         name: name.unwrap_or_else(|| process_name("dispatcher")),
-        policy: ours.policy.parse().context("dispatcher.policy")?,
+        policy: ours.policy.parse().map_err(|error| invalid("dispatcher.policy", &error))?,
         frequency_threshold: ours.frequency_threshold,
         size_threshold: ours.size_threshold.as_u64(),
         window: ours.window,
@@ -39,6 +42,10 @@ pub fn dispatcher_config(settings: &Settings, name: Option<String>) -> Result<di
     Ok(config)
 }
 
+fn invalid(setting: &str, error: &dyn std::fmt::Display) -> ConfigError {
+    ConfigError::Value(format!("{setting}: {error}"))
+}
+
 /// The models in the binary and those in the configured folder.
 pub fn catalog(settings: &Settings) -> Result<Catalog> {
     let mut catalog = Catalog::builtin(&builtin::MODELS)?;
@@ -51,18 +58,24 @@ pub fn catalog(settings: &Settings) -> Result<Catalog> {
     Ok(catalog)
 }
 
-/// Starts a worker of the local lane.
-pub async fn work(station: &Station, lane: Lane, catalog: &Catalog, name: Option<String>) -> Result<Worker> {
-    if lane != Lane::Local {
-        bail!("lane {lane} has no worker yet: this version runs the local lane only");
-    }
-    let settings = &station.settings;
+/// Loads every model of `catalog`, ready to run in the local lane.
+pub async fn load(settings: &Settings, catalog: Catalog) -> Result<Local> {
+    let config = local_config(settings);
+    // Loading takes the processor a while.
+    let loaded = tokio::task::spawn_blocking(move || Local::start(config, &catalog)).await;
+    Ok(loaded.context("failed to load the models")??)
+}
+
+fn local_config(settings: &Settings) -> workers::local::Config {
     let defaults = workers::local::Config::default();
-    let local = workers::local::Config {
+    workers::local::Config {
         slots: settings.worker.slots.unwrap_or(defaults.slots),
         abandoned_max: settings.worker.abandoned_max,
-    };
-    let executor = workers::local::Local::start(local, catalog)?;
+    }
+}
+
+/// The worker's settings, checked.
+pub fn worker_config(settings: &Settings, name: Option<String>) -> Result<workers::worker::Config> {
     let config = workers::worker::Config {
         name: name.unwrap_or_else(|| process_name("worker")),
         retry: retry(settings),
@@ -73,8 +86,29 @@ pub async fn work(station: &Station, lane: Lane, catalog: &Catalog, name: Option
         data_dir: Some(settings.storage.dir.clone()),
         ..workers::worker::Config::default()
     };
+    config.check(local_config(settings).slots)?;
+    Ok(config)
+}
+
+/// Starts a worker of the local lane.
+pub async fn work(station: &Station, lane: Lane, catalog: Catalog, name: Option<String>) -> Result<Worker> {
+    if lane != Lane::Local {
+        bail!("lane {lane} has no worker yet: this version runs the local lane only");
+    }
+    let config = worker_config(&station.settings, name)?;
+    let executor = load(&station.settings, catalog).await?;
     let (broker, state) = (Arc::clone(&station.broker), Arc::clone(&station.state));
     Ok(Worker::start(config, broker, state, Some(Arc::clone(&station.blobs)), Arc::new(executor)).await?)
+}
+
+/// Whether `worker` takes jobs: the broker knows it, and it has not ended.
+pub fn takes_jobs(worker: &Worker) -> bool {
+    worker.registered() && worker.join().now_or_never().is_none()
+}
+
+/// Whether `dispatcher` has not ended.
+pub fn places_jobs(dispatcher: &Dispatcher) -> bool {
+    dispatcher.join().now_or_never().is_none()
 }
 
 fn retry(settings: &Settings) -> RetryPolicy {
@@ -90,4 +124,30 @@ pub fn process_name(role: &str) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim().split('.').next().filter(|host| !host.is_empty()).unwrap_or("host").to_owned();
     format!("{role}-{host}-{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stopping::{Stop, until_drain};
+    use tokio::sync::watch;
+
+    #[tokio::test]
+    async fn a_worker_that_ends_by_itself_is_a_failure_and_not_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = Settings::default();
+        settings.storage.dir = dir.path().to_owned();
+        let station = Station::open(settings).await.unwrap();
+        let catalog = catalog(&station.settings).unwrap();
+        let worker = work(&station, Lane::Local, catalog, None).await.unwrap();
+        assert!(takes_jobs(&worker));
+        station.broker.close().await;
+        let (_asked, mut stop) = watch::channel(Stop::No);
+        let ended = until_drain(&mut stop, worker.join()).await.unwrap_err();
+        assert!(ended.to_string().contains("broker was closed"), "{ended}");
+        assert!(!takes_jobs(&worker));
+
+        let (_asked, mut stop) = watch::channel(Stop::Drain);
+        until_drain(&mut stop, worker.join()).await.unwrap();
+    }
 }

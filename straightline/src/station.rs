@@ -1,7 +1,7 @@
 //! What every long-running command stands on: broker, state and blob store, as configured.
 
-use crate::config::Settings;
-use anyhow::{Context, Result};
+use crate::config::{ConfigError, Settings};
+use anyhow::Result;
 use broker::Broker;
 use schemas::ClientName;
 use state::State;
@@ -28,6 +28,7 @@ impl Station {
         let state = open_state(&settings).await?;
         let blobs = Blobs::open(state::blobs::Config {
             shared: settings.storage.blobs_shared,
+            several_hosts: settings.spans_hosts(),
             ..state::blobs::Config::new(blobs_dir(&settings))
         })
         .await?;
@@ -38,18 +39,24 @@ impl Station {
     pub fn client_name(&self) -> Result<ClientName> {
         match self.broker.login() {
             Some(login) => Ok(login),
-            None => ClientName::new(&self.settings.client.name).context("client.name"),
+            None => Ok(ClientName::new(&self.settings.client.name)
+                .map_err(|error| ConfigError::Value(format!("client.name: {error}")))?),
         }
     }
 
-    /// Opens a client.
-    pub async fn client(&self) -> Result<producer::Client> {
-        let config = producer::Config {
+    /// A client's settings.
+    pub fn client_config(&self) -> Result<producer::Config> {
+        Ok(producer::Config {
             inline_bytes_max: inline_bytes(&self.settings),
             record_keep: self.settings.records.keep,
             patience: self.settings.limits.publish_timeout,
             ..producer::Config::new(self.client_name()?)
-        };
+        })
+    }
+
+    /// Opens a client.
+    pub async fn client(&self) -> Result<producer::Client> {
+        let config = self.client_config()?;
         let (broker, state) = (Arc::clone(&self.broker), Arc::clone(&self.state));
         Ok(producer::Client::open(config, broker, state, Some(Arc::clone(&self.blobs))).await?)
     }

@@ -1,5 +1,7 @@
-//! How a process is asked to stop: SIGTERM or SIGINT once to drain, twice to let go at once.
+//! How a process is asked to stop: SIGTERM or SIGINT once to drain, twice to let go at once. What ends without being
+//! asked has failed.
 
+use anyhow::{Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -37,6 +39,22 @@ pub fn watch_signals() -> std::io::Result<watch::Receiver<Stop>> {
         std::future::pending::<()>().await;
     });
     Ok(stop)
+}
+
+/// Resolves once draining was asked for; fails if that which works until then ends first, by itself.
+pub async fn until_drain<E: Into<anyhow::Error>>(
+    stop: &mut watch::Receiver<Stop>,
+    work: impl Future<Output = Result<(), E>>,
+) -> Result<()> {
+    tokio::select! {
+        // First: what ends because it was asked to is no failure.
+        biased;
+        () = until(stop, Stop::Drain) => Ok(()),
+        ended = work => match ended {
+            Err(error) => Err(error.into()),
+            Ok(()) => bail!("the work ended without being asked to"),
+        },
+    }
 }
 
 /// Resolves once at least `asked` was asked for.

@@ -2,7 +2,7 @@
 
 use crate::builtin::{self, Digit, PIXELS};
 use crate::cli;
-use crate::config::Settings;
+use crate::config::{Services, Settings};
 use crate::roles;
 use crate::station::Station;
 use anyhow::Result;
@@ -45,8 +45,9 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
     settings.state.url = None;
     settings.storage.dir = folder.path().to_owned();
     settings.storage.blobs = None;
+    settings.check(Services::Together)?;
     let station = Station::open(settings).await?;
-    let worker = roles::work(&station, Lane::Local, &roles::catalog(&station.settings)?, None).await?;
+    let worker = roles::work(&station, Lane::Local, roles::catalog(&station.settings)?, None).await?;
     let dispatcher = roles::dispatch(&station, None)?;
     let client = station.client().await?;
 
@@ -73,7 +74,7 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
     progress.finish_and_clear();
     let lanes = operations::status(station.broker.as_ref(), station.state.as_ref()).await.lanes;
     client.close(Duration::ZERO).await;
-    dispatcher.drain().await;
+    dispatcher.drain().await?;
     worker.drain();
     worker.join().await?;
     station.close().await;

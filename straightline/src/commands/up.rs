@@ -1,19 +1,28 @@
 //! `up`: everything in one process.
 
-use crate::config::Settings;
+use crate::config::{Services, Settings};
 use crate::station::Station;
 use crate::stopping::{self, Stop};
-use crate::{roles, telemetry};
+use crate::{roles, sweeping, telemetry};
 use anyhow::{Context, Result};
+use dispatcher::Dispatcher;
 use metrics_exporter_prometheus::PrometheusHandle;
 use producer::http;
 use schemas::Lane;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use workers::worker::Worker;
+
+/// How long requests under way may take to end once the process is to end: well within the 30 seconds that an
+/// orchestrator gives it for all.
+const HTTP_DRAIN_MAX: Duration = Duration::from_secs(15);
 
 /// Runs until asked to stop.
 pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
+    settings.check(Services::Together)?;
+    roles::worker_config(&settings, None)?;
+    roles::dispatcher_config(&settings, None)?;
     let mut stop = stopping::watch_signals()?;
     // The address first: a port in use is said at once, before anything is opened.
     let listen = settings.http.listen;
@@ -24,11 +33,11 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
     let station = Station::open(settings).await?;
     let catalog = roles::catalog(&station.settings)?;
     let contracts = catalog.contracts();
-    let worker = roles::work(&station, Lane::Local, &catalog, None).await?;
-    let dispatcher = roles::dispatch(&station, None)?;
+    let worker = Arc::new(roles::work(&station, Lane::Local, catalog, None).await?);
+    let dispatcher = Arc::new(roles::dispatch(&station, None)?);
     let client = station.client().await?;
     let _upkeep = telemetry::upkeep(metrics.clone());
-    let sweeping = crate::sweeping::start(&station);
+    let sweeping = sweeping::start(&station, roles::process_name("up"));
 
     let face = http::Face {
         client: client.clone(),
@@ -42,35 +51,52 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
             ..http::Limits::default()
         },
         metrics_text: Arc::new(move || metrics.render()),
+        obstacle: obstacle(&worker, &dispatcher),
     };
     let mut until_drain = stop.clone();
-    let server = tokio::spawn(async move {
+    let mut server = tokio::spawn(async move {
         let drain = async { stopping::until(&mut until_drain, Stop::Drain).await };
-        http::serve(listener, http::router(face), drain).await;
+        http::serve(listener, http::router(face), HTTP_DRAIN_MAX, drain).await;
     });
     tracing::info!(address = %address, data = %station.settings.storage.dir.display(), "ready: http://{address}");
 
-    stopping::until(&mut stop, Stop::Drain).await;
+    let work = async {
+        tokio::select! {
+            ended = worker.join() => ended.map_err(anyhow::Error::from),
+            ended = dispatcher.join() => ended.map_err(anyhow::Error::from),
+            ended = &mut server => ended.context("the HTTP face ended badly"),
+        }
+    };
+    stopping::until_drain(&mut stop, work).await?;
     let drain = async {
         // Intake first (HTTP, then dispatching), then what runs, then what is on its way out.
-        if let Err(error) = server.await {
-            tracing::error!(error = %error, "the HTTP face ended badly");
-        }
-        dispatcher.drain().await;
+        server.await.context("the HTTP face ended badly")?;
+        dispatcher.drain().await?;
         worker.drain();
-        worker.join().await
+        anyhow::Ok(worker.join().await?)
     };
-    let drained = tokio::select! {
-        drained = drain => drained,
+    tokio::select! {
+        drained = drain => drained?,
         () = stopping::until(&mut stop, Stop::Now) => {
+            dispatcher.halt();
             worker.halt();
-            worker.join().await
+            dispatcher.join().await?;
+            worker.join().await?;
         }
-    };
-    drained?;
+    }
     client.close(Duration::ZERO).await;
     sweeping.abort();
     station.close().await;
     tracing::info!("ended");
     Ok(())
+}
+
+/// What of this process keeps jobs from being done.
+fn obstacle(worker: &Arc<Worker>, dispatcher: &Arc<Dispatcher>) -> http::Obstacle {
+    let (worker, dispatcher) = (Arc::clone(worker), Arc::clone(dispatcher));
+    Arc::new(move || match (roles::takes_jobs(&worker), roles::places_jobs(&dispatcher)) {
+        (false, _) => Some("this process's worker takes no jobs"),
+        (_, false) => Some("this process's dispatcher has ended"),
+        _ => None,
+    })
 }

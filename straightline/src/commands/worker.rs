@@ -1,24 +1,29 @@
 //! `worker`: one worker of one lane over the configured broker and state.
 
-use crate::config::Settings;
+use crate::config::{Services, Settings};
 use crate::station::Station;
 use crate::stopping::{self, Stop};
-use crate::{cli, observing, roles};
+use crate::{cli, observing, roles, sweeping};
 use anyhow::Result;
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::sync::Arc;
 
 /// Runs until asked to stop.
 pub async fn run(settings: Settings, options: &cli::Worker, metrics: PrometheusHandle) -> Result<()> {
+    settings.check(Services::Shared)?;
+    roles::worker_config(&settings, None)?;
     let mut stop = stopping::watch_signals()?;
     let observer = observing::Observer::bind(options.metrics.or(settings.metrics.listen)).await?;
     // Models before connections: a broken one is said before any job could be taken.
     let catalog = roles::catalog(&settings)?;
     let station = Station::open(settings).await?;
-    let worker = roles::work(&station, options.lane, &catalog, options.name.clone()).await?;
-    let observer = observer.serve(metrics, Arc::clone(&station.broker));
+    let worker = Arc::new(roles::work(&station, options.lane, catalog, options.name.clone()).await?);
+    let (watched, asked) = (Arc::clone(&worker), stop.clone());
+    let works = move || *asked.borrow() == Stop::No && roles::takes_jobs(&watched);
+    let observer = observer.serve(metrics, station.broker.as_ref(), works);
+    let sweeping = sweeping::start(&station, roles::process_name("worker"));
     tracing::info!(lane = %options.lane, "ready");
-    stopping::until(&mut stop, Stop::Drain).await;
+    stopping::until_drain(&mut stop, worker.join()).await?;
     worker.drain();
     let drained = tokio::select! {
         drained = worker.join() => drained,
@@ -29,6 +34,7 @@ pub async fn run(settings: Settings, options: &cli::Worker, metrics: PrometheusH
     };
     drained?;
     observer.abort();
+    sweeping.abort();
     station.close().await;
     Ok(())
 }
