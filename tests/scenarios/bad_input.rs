@@ -128,13 +128,32 @@ async fn configuration(context: &Context) -> Result<()> {
     refuses(program, 64, &["/nonexistent.toml"]).await?;
     let program = context.straightline("variable").await?.env("STRAIGHTLINE_WORKER__SLOTS", "many");
     refuses(program.args(["config", "show"]), 64, &["STRAIGHTLINE_WORKER__SLOTS"]).await?;
-    let program = context.straightline("policy").await?.env("STRAIGHTLINE_DISPATCHER__POLICY", "best");
-    refuses(
-        program.args(["config", "check", "--data-dir", "data-policy"]),
-        1,
-        &["dispatcher.policy", "best"],
-    )
-    .await?;
+    let settings: [(&str, &str, &[&str]); 5] = [
+        ("DISPATCHER__POLICY", "best", &["dispatcher.policy", "best"]),
+        ("RETRY__ATTEMPTS_MAX", "21", &["retry.attempts_max is 21: use 1 to 20"]),
+        ("WORKER__RUN_TIMEOUT", "26m", &["worker.run_timeout", "25 minutes"]),
+        ("WORKER__MEMORY_BUDGET", "1KB", &["worker.memory_budget"]),
+        ("RECORDS__BLOBS_KEEP", "1day", &["records.blobs_keep", "172800"]),
+    ];
+    for (name, value, words) in settings {
+        let program = context.straightline("setting").await?.env(&format!("STRAIGHTLINE_{name}"), value);
+        refuses(program.args(["config", "check", "--data-dir", "data-setting"]), 64, words).await?;
+    }
+    ensure!(!context.folder().join("data-setting").exists(), "something was opened");
+    let program =
+        context.straightline("misspelt").await?.env("STRAIGHTLINE_BROKER_URL", "amqp://u:hunter2@h");
+    refuses(program.args(["config", "show"]), 64, &["STRAIGHTLINE_BROKER_URL", "STRAIGHTLINE_BROKER__URL"])
+        .await?;
+    let both = ["broker.url", "STRAIGHTLINE_BROKER__URL", "state.url", "STRAIGHTLINE_STATE__URL"];
+    for arguments in [&["dispatcher"][..], &["worker", "--lane", "local"]] {
+        refuses(context.straightline("alone").await?.args(arguments), 64, &both).await?;
+        let half = context.straightline("half").await?.env("STRAIGHTLINE_STATE__URL", "redis://:hunter2@h");
+        refuses(half.args(arguments), 64, &both[..2]).await?;
+    }
+    for arguments in [&["up"][..], &["config", "check"], &["status"]] {
+        let half = context.straightline("half").await?.env("STRAIGHTLINE_BROKER__URL", "amqp://u:hunter2@h");
+        refuses(half.args(arguments), 64, &both[2..]).await?;
+    }
     let program = context.straightline("usage").await?.args(["worker", "--lane", "fast"]);
     refuses(program, 64, &["fast", "serverless, docker or local"]).await?;
     let program = context.straightline("nobody").await?.args(["status", "--server", "http://127.0.0.1:1"]);
@@ -286,7 +305,7 @@ async fn services(context: &Context, version: RabbitVersion) -> Result<()> {
         check("state").await?.env("STRAIGHTLINE_STATE__URL", format!("redis://:hunter2@127.0.0.1:{port}/0"));
     refuses(program.args(["config", "check"]), 1, &[&format!("127.0.0.1:{port}")]).await?;
     let program = check("no-url").await?.env("STRAIGHTLINE_BROKER__URL", "rabbit:hunter2");
-    refuses(program.args(["config", "check"]), 1, &["broker.url"]).await?;
+    refuses(program.args(["config", "check"]), 64, &["broker.url"]).await?;
     check("good").await?.args(["config", "check"]).run(BOUND).await?.expect(0)?;
     Ok(())
 }
