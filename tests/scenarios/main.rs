@@ -3,6 +3,7 @@
 mod bad_input;
 mod conformance;
 mod deployment;
+mod docker;
 mod harness;
 mod layering;
 mod pipeline;
@@ -24,6 +25,7 @@ fn main() -> Result<ExitCode> {
         pipeline::scenarios(),
         trouble::scenarios(),
         bad_input::scenarios(),
+        docker::scenarios(),
     ];
     scenario::run(rooms.into_iter().flatten().collect())
 }

@@ -6,7 +6,7 @@
 //!
 //! - [`scenario`]: what a scenario is, what it needs, and the runner.
 //! - [`stage`]: what one scenario holds, and what all share.
-//! - [`services`]: RabbitMQ 3.10 and 4.0, and Redis.
+//! - [`services`]: RabbitMQ 3.10 and 4.0, Redis, and a Docker engine.
 //! - [`process`]: the `straightline` binary and other programs under test.
 //! - [`http`]: a plain HTTP client for their faces.
 //! - [`layering`]: the dependency directions of the workspace.

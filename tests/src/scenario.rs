@@ -15,7 +15,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::time::timeout;
 
 use crate::process;
-use crate::services::{RabbitVersion, Redis};
+use crate::services::{Docker, RabbitVersion, Redis};
 use crate::stage::{Context, Stage};
 use crate::until::cut_off_waiting;
 
@@ -33,6 +33,8 @@ pub enum Need {
     Rabbit40,
     /// Redis.
     Redis,
+    /// A Docker engine that can be started privately.
+    Docker,
     /// Python with pika and msgpack.
     Python,
 }
@@ -44,6 +46,7 @@ impl Need {
             Self::Binary => Ok(format!("straightline {}", env!("CARGO_PKG_VERSION"))),
             Self::Rabbit310 => Ok(format!("RabbitMQ {}", RabbitVersion::V3_10.installed()?)),
             Self::Rabbit40 => Ok(format!("RabbitMQ {}", RabbitVersion::V4_0.installed()?)),
+            Self::Docker => Ok(format!("Docker {}", Docker::installed()?)),
             Self::Redis => Ok(format!("Redis {}", Redis::installed()?)),
             Self::Python => process::python_installed(),
         }

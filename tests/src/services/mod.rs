@@ -4,6 +4,7 @@
 //! scenarios of a run is told apart by a virtual host or a database per scenario; whoever wants to break a
 //! service starts one of its own.
 
+mod docker;
 mod rabbit;
 mod redis;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+pub use docker::Docker;
 pub use rabbit::{QueueDepth, Rabbit, RabbitVersion, Vhost};
 pub use redis::{Database, Redis};
 

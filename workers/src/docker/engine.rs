@@ -26,6 +26,9 @@ use tokio::time::timeout;
 const CALL_TIMEOUT_S: u64 = 60;
 /// The same for asking whether it is there.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often one that is being removed already is asked for again, and the pause between.
+const REMOVALS: u32 = 100;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
 /// Most of a container's last words that a message repeats, in bytes.
 const WORDS_BYTES_MAX: usize = 300;
 
@@ -52,8 +55,8 @@ pub(super) trait Engine: Send + Sync {
     /// Creates a container; its id.
     async fn create(&self, plan: &Plan) -> Result<String, EngineError>;
 
-    /// Starts it; where its server can be reached.
-    async fn start(&self, id: &str, plan: &Plan) -> Result<SocketAddr, EngineError>;
+    /// Starts it; where its server can be reached, unless it has ended already.
+    async fn start(&self, id: &str, plan: &Plan) -> Result<Option<SocketAddr>, EngineError>;
 
     /// How it is.
     async fn look(&self, id: &str) -> Result<Look, EngineError>;
@@ -200,15 +203,11 @@ impl Engine for Docker {
         Ok(created.map_err(|error| self.error(error))?.id)
     }
 
-    async fn start(&self, id: &str, plan: &Plan) -> Result<SocketAddr, EngineError> {
+    async fn start(&self, id: &str, plan: &Plan) -> Result<Option<SocketAddr>, EngineError> {
         let client = self.client()?;
         client.start_container(id, None::<StartContainerOptions>).await.map_err(|error| self.error(error))?;
         let inspected = client.inspect_container(id, None::<InspectContainerOptions>).await;
-        let inspected = inspected.map_err(|error| self.error(error))?;
-        address(&inspected, plan).ok_or_else(|| {
-            let words = inspected.state.and_then(|state| state.error).filter(|words| !words.is_empty());
-            EngineError::Refused(words.unwrap_or_else(|| "the container has no address".to_owned()))
-        })
+        Ok(address(&inspected.map_err(|error| self.error(error))?, plan))
     }
 
     async fn look(&self, id: &str) -> Result<Look, EngineError> {
@@ -233,13 +232,21 @@ impl Engine for Docker {
     }
 
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        let client = self.client()?;
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match self.client()?.remove_container(id, Some(options)).await {
-            // Gone, or on its way: somebody was quicker.
-            Ok(())
-            | Err(bollard::errors::Error::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
-            Err(error) => Err(self.error(error)),
+        for _ in 0..REMOVALS {
+            match client.remove_container(id, Some(options.clone())).await {
+                Ok(()) | Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
+                    return Ok(());
+                }
+                // It is being removed already, and is gone only when it is gone.
+                Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => {
+                    tokio::time::sleep(REMOVAL_PAUSE).await;
+                }
+                Err(error) => return Err(self.error(error)),
+            }
         }
+        Err(EngineError::Refused("the container is still being removed".to_owned()))
     }
 
     async fn list(&self, label: &str) -> Result<Vec<Found>, EngineError> {

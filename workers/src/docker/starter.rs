@@ -26,6 +26,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 const PART_BYTES: usize = 256 * 1024;
 const PARTS: usize = 4;
 
+/// When a container ended that never served.
+const EARLY: &str = "before it was ready";
+
 /// Starts containers, one call each.
 pub(super) struct Starter {
     config: Arc<Config>,
@@ -84,7 +87,13 @@ impl Starter {
     }
 
     async fn bring_up(&self, id: &str, plan: &Plan) -> Result<ModelServer, NotStarted> {
-        let address = self.engine.start(id, plan).await.map_err(|error| refused(plan, error))?;
+        let refused = |error| refused(plan, error);
+        let Some(address) = self.engine.start(id, plan).await.map_err(refused)? else {
+            return Err(match self.engine.look(id).await.map_err(refused)? {
+                Look::Running => own_fault(format!("container of {} has no address", plan.model)),
+                ended => own_fault(obituary(&plan.model, plan.limits.memory_bytes, &ended, EARLY)),
+            });
+        };
         // Our own server reads raw bytes; another does if its settings say so.
         let binary = self.config.images.get(&plan.model).is_none_or(|spec| spec.binary);
         let form = if binary { Form::Binary } else { Form::Json };

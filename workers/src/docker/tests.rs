@@ -155,7 +155,7 @@ impl Engine for StandIn {
         Ok(id)
     }
 
-    async fn start(&self, id: &str, plan: &Plan) -> Result<SocketAddr, EngineError> {
+    async fn start(&self, id: &str, plan: &Plan) -> Result<Option<SocketAddr>, EngineError> {
         let odd = self.here()?.odd.get(plan.model.as_str()).copied();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -169,7 +169,7 @@ impl Engine for StandIn {
             }
             _ => one.serving = Some(Serving::start(listener)),
         }
-        Ok(address)
+        Ok(Some(address))
     }
 
     async fn look(&self, id: &str) -> Result<Look, EngineError> {
