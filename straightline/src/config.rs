@@ -5,6 +5,7 @@
 //! `STRAIGHTLINE_<SECTION>__<KEY>` overrides the file's `[section] key`.
 
 mod check;
+pub mod lanes;
 mod layers;
 mod names;
 mod settings;

@@ -10,6 +10,7 @@ mod builtin;
 mod cli;
 mod commands;
 mod config;
+mod lanes;
 mod observing;
 mod print;
 mod roles;

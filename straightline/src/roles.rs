@@ -2,8 +2,9 @@
 
 use crate::builtin;
 use crate::config::{ConfigError, Settings};
+use crate::lanes;
 use crate::station::{Station, inline_bytes};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use dispatcher::Dispatcher;
 use futures_util::FutureExt;
 use schemas::Lane;
@@ -90,15 +91,12 @@ pub fn worker_config(settings: &Settings, name: Option<String>) -> Result<worker
     Ok(config)
 }
 
-/// Starts a worker of the local lane.
+/// Starts a worker of `lane`.
 pub async fn work(station: &Station, lane: Lane, catalog: Catalog, name: Option<String>) -> Result<Worker> {
-    if lane != Lane::Local {
-        bail!("lane {lane} has no worker yet: this version runs the local lane only");
-    }
     let config = worker_config(&station.settings, name)?;
-    let executor = load(&station.settings, catalog).await?;
+    let executor = lanes::start(&station.settings, lane, catalog, &config.name).await?;
     let (broker, state) = (Arc::clone(&station.broker), Arc::clone(&station.state));
-    Ok(Worker::start(config, broker, state, Some(Arc::clone(&station.blobs)), Arc::new(executor)).await?)
+    Ok(Worker::start(config, broker, state, Some(Arc::clone(&station.blobs)), executor).await?)
 }
 
 /// Whether `worker` takes jobs: the broker knows it, and it has not ended.

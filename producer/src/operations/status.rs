@@ -181,26 +181,38 @@ fn lane_status(lane: Lane, workers: &[WorkerReport], facts: Option<LaneFacts>) -
     let taking: Vec<_> = alive.iter().filter(|worker| !worker.draining).collect();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let draining = count(alive.len() - taking.len());
-    let note = taking.is_empty().then(|| match draining {
-        // Workers of the other lanes are still to come.
-        0 if lane != Lane::Local => {
-            "it has no worker: this version runs the local lane, jobs go to the rule's next lane".to_owned()
-        }
-        0 => format!("no worker is alive: start one with `straightline worker --lane {lane}`"),
-        _ => format!("its last workers are draining: start another with `straightline worker --lane {lane}`"),
-    });
+    let slots: u32 = taking.iter().map(|worker| worker.slots).sum();
+    let start =
+        format!("start one with `straightline worker --lane {lane}`; its jobs go to the rule's next lane");
+    let note = match (slots, taking.len(), draining) {
+        (1.., ..) => None,
+        (0, 0, 0) => Some(format!("no worker is alive: {start}")),
+        (0, 0, _) => Some(format!("its last workers are draining: {start}")),
+        (0, ..) => Some(no_slots(lane).to_owned()),
+    };
     LaneStatus {
         lane,
         available: note.is_none(),
         note,
         workers: count(taking.len()),
         draining,
-        slots: taking.iter().map(|worker| worker.slots).sum(),
+        slots,
         running: alive.iter().map(|worker| worker.running).sum(),
         prefetched: alive.iter().map(|worker| worker.prefetched).sum(),
         room: facts.map(|facts| facts.left),
         // Not `sum`: of nothing that is -0.0.
         completed_per_s: alive.iter().fold(0.0, |sum, worker| sum + worker.completed_per_s),
+    }
+}
+
+/// Why a lane whose workers live has no slots.
+fn no_slots(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Docker => "its workers reach no Docker engine: install Docker, start it, or set docker.host",
+        Lane::Serverless => "its workers have no slots: nobody is there who runs functions; see their logs",
+        Lane::Local => {
+            "its workers have no slots: every run hangs, or the server beside them is not ready; see their logs"
+        }
     }
 }
 
@@ -239,7 +251,10 @@ mod tests {
         let docker = lane_status(Lane::Docker, &workers, None);
         assert!(!docker.available && docker.note.unwrap().contains("draining"));
         let serverless = lane_status(Lane::Serverless, &workers, None);
-        assert!(serverless.note.unwrap().contains("has no worker"));
+        assert!(serverless.note.unwrap().contains("straightline worker --lane serverless"));
+        let away = [WorkerReport { slots: 0, ..worker(Lane::Docker, 0, false) }];
+        let docker = lane_status(Lane::Docker, &away, None);
+        assert!(!docker.available && docker.note.unwrap().contains("no Docker engine"));
         let local = lane_status(Lane::Local, &[], None);
         assert!(local.note.unwrap().contains("straightline worker --lane local"));
     }

@@ -15,6 +15,7 @@ use schemas::{Class, JobResult, Lane, ModelName, Payload, Tensor};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use workers::worker::Worker;
 
 mod report;
 
@@ -31,6 +32,12 @@ const SEED: u64 = 1898;
 /// How long the demo waits for any one job.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long a lane may take to be there, and how often it is looked for.
+const LANES_PATIENCE: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(50);
+/// Functions and containers at once: enough to show them, on a machine of a few cores.
+const SLOTS: u32 = 2;
+
 /// A job of the demo: what to submit, and the labels to compare the answer with.
 struct Job {
     model: &'static str,
@@ -45,9 +52,11 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
     settings.state.url = None;
     settings.storage.dir = folder.path().to_owned();
     settings.storage.blobs = None;
+    settings.serverless.concurrency_max = SLOTS;
+    settings.docker.containers_max = SLOTS;
     settings.check(Services::Together)?;
     let station = Station::open(settings).await?;
-    let worker = roles::work(&station, Lane::Local, roles::catalog(&station.settings)?, None).await?;
+    let workers = workers(&station).await?;
     let dispatcher = roles::dispatch(&station, None)?;
     let client = station.client().await?;
 
@@ -75,11 +84,33 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
     let lanes = operations::status(station.broker.as_ref(), station.state.as_ref()).await.lanes;
     client.close(Duration::ZERO).await;
     dispatcher.drain().await?;
-    worker.drain();
-    worker.join().await?;
+    for worker in &workers {
+        worker.drain();
+        worker.join().await?;
+    }
     station.close().await;
     print(&report, &lanes, options.json)?;
     Ok(report.complete())
+}
+
+/// A worker of every lane. Docker has a moment to answer; where it does not, its lane takes no jobs, and the report says so.
+async fn workers(station: &Station) -> Result<Vec<Worker>> {
+    let mut workers = Vec::new();
+    for lane in Lane::ALL {
+        let name = roles::process_name(lane.as_str());
+        workers.push(roles::work(station, lane, roles::catalog(&station.settings)?, Some(name)).await?);
+    }
+    let all_there = async {
+        loop {
+            let status = operations::status(station.broker.as_ref(), station.state.as_ref()).await;
+            if status.lanes.iter().all(|lane| lane.available) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let _ = tokio::time::timeout(LANES_PATIENCE, all_there).await;
+    Ok(workers)
 }
 
 /// The same mixture in every run: mostly single images, some batches, some for the heavier model.

@@ -1,5 +1,6 @@
 //! What can be set, with units and defaults.
 
+use super::lanes;
 use bytesize::ByteSize;
 use schemas::Lane;
 use secrecy::{ExposeSecret, SecretString};
@@ -27,6 +28,10 @@ pub struct Settings {
     pub dispatcher: Dispatcher,
     /// Running jobs.
     pub worker: Worker,
+    /// The docker lane.
+    pub docker: lanes::Docker,
+    /// The serverless lane.
+    pub serverless: lanes::Serverless,
     /// Trying failed jobs again.
     pub retry: Retry,
     /// Limits that every part holds.
@@ -182,6 +187,8 @@ pub struct Worker {
     pub abandoned_max: u32,
     /// Memory that jobs in hand may take.
     pub memory_budget: ByteSize,
+    /// A model server beside a worker of the local lane, in place of models in its own process.
+    pub server: Option<lanes::Server>,
 }
 
 impl Default for Worker {
@@ -193,6 +200,7 @@ impl Default for Worker {
             diagnostics: false,
             abandoned_max: 8,
             memory_budget: ByteSize::mib(128),
+            server: None,
         }
     }
 }
