@@ -5,7 +5,7 @@
 //!   [`docker`] the lane of containers, [`serverless`] the lane of functions. All use the same loop.
 //! - [`catalog`], [`runtime`]: the models, and what runs them.
 //! - [`serve`]: a lane behind HTTP, the model server of our containers.
-//! - [`probe`]: what this machine has and uses.
+//! - [`probe`]: what this machine has and uses; [`gpu`]: its GPUs.
 //!
 //! What this crate must not do: place jobs, keep them (the broker does), or depend on producers and dispatchers.
 
@@ -13,6 +13,7 @@
 
 pub mod catalog;
 pub mod docker;
+pub mod gpu;
 pub mod lane;
 pub mod local;
 pub mod probe;
