@@ -7,6 +7,7 @@ mod docker;
 mod harness;
 mod layering;
 mod pipeline;
+mod serverless;
 mod trouble;
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ fn main() -> Result<ExitCode> {
         harness::scenarios(),
         conformance::scenarios(),
         pipeline::scenarios(),
+        serverless::scenarios(),
         trouble::scenarios(),
         bad_input::scenarios(),
         docker::scenarios(),
