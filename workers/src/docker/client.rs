@@ -9,7 +9,7 @@ use crate::lane::{Ran, Task};
 use crate::remote::ModelServer;
 use schemas::{Failure, FailureKind, ModelName};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep};
@@ -38,6 +38,7 @@ pub(super) struct Lease {
     server: ModelServer,
     died: watch::Receiver<Option<Look>>,
     events: UnboundedSender<Event>,
+    began: SystemTime,
     end: End,
 }
 
@@ -52,6 +53,13 @@ pub(super) enum End {
     Dead(&'static str),
 }
 
+/// What was found out about a container that did not answer.
+struct Examined {
+    failure: Failure,
+    /// Whether the task may have been run: not if nobody was reached, or the container was dead before.
+    it_ran: bool,
+}
+
 impl Lease {
     pub(super) fn new(
         key: Key,
@@ -60,7 +68,7 @@ impl Lease {
         died: watch::Receiver<Option<Look>>,
         events: UnboundedSender<Event>,
     ) -> Self {
-        Self { key, id, server, died, events, end: End::Unfit("given_up") }
+        Self { key, id, server, died, events, began: SystemTime::now(), end: End::Unfit("given_up") }
     }
 
     /// Asks its server; one that dies before it has answered is as good as a connection that breaks.
@@ -117,11 +125,10 @@ impl Client {
                     return Err(Failure::new(FailureKind::Timeout, message));
                 }
                 FailureKind::LaneUnavailable | FailureKind::WorkerLost => {
-                    let asked = failure.kind == FailureKind::WorkerLost;
-                    let failure = self.examine(lease, &task.model, failure).await;
-                    // Nobody was reached, so nothing ran: a container that died in its sleep costs its next task nothing.
-                    if asked || failure.kind != FailureKind::WorkerLost || !std::mem::take(&mut again) {
-                        return Err(failure);
+                    let found = self.examine(lease, &task.model, failure).await;
+                    // A container that died in its sleep costs its next task nothing.
+                    if found.it_ran || !std::mem::take(&mut again) {
+                        return Err(found.failure);
                     }
                 }
                 _ => {
@@ -154,7 +161,8 @@ impl Client {
     }
 
     /// What became of a container that did not answer: the failure, with the cause of death if it is dead.
-    async fn examine(&self, lease: Lease, model: &ModelName, failure: Failure) -> Failure {
+    async fn examine(&self, lease: Lease, model: &ModelName, failure: Failure) -> Examined {
+        let as_it_was = |failure| Examined { failure, it_ran: true };
         let until = Instant::now() + AUTOPSY;
         loop {
             let looked = self.engine.look(&lease.id).await;
@@ -167,22 +175,24 @@ impl Client {
                 {
                     // It lives, and does not want this job.
                     lease.settle(End::Fit);
-                    return failure;
+                    return as_it_was(failure);
                 }
                 Ok(Look::Running) if Instant::now() < until => sleep(AUTOPSY_PAUSE).await,
                 Ok(Look::Running) => {
                     lease.settle(End::Unfit("unreachable"));
-                    return failure;
+                    return as_it_was(failure);
                 }
                 Ok(ended) => {
+                    let reached = failure.kind == FailureKind::WorkerLost;
+                    let it_ran = reached && !ended.before(lease.began);
                     lease.settle(End::Dead(cause(&ended)));
                     let memory = self.config.memory_of(model);
                     let message = obituary(model, memory, &ended, "while it ran the job");
-                    return Failure::new(FailureKind::WorkerLost, message);
+                    return Examined { failure: Failure::new(FailureKind::WorkerLost, message), it_ran };
                 }
                 Err(error) => {
                     lease.settle(End::Unfit("unreachable"));
-                    return Failure::new(failure.kind, format!("{}; {error}", failure.message));
+                    return as_it_was(Failure::new(failure.kind, format!("{}; {error}", failure.message)));
                 }
             }
         }

@@ -80,8 +80,17 @@ pub(super) enum Look {
         over_memory: bool,
         /// The last line it printed.
         words: String,
+        /// When, by the engine's clock.
+        at: Option<SystemTime>,
     },
     Gone,
+}
+
+impl Look {
+    /// Whether it had ended by then.
+    pub(super) fn before(&self, then: SystemTime) -> bool {
+        matches!(self, Self::Ended { at: Some(at), .. } if *at < then)
+    }
 }
 
 /// A container, as listed.
@@ -228,6 +237,7 @@ impl Engine for Docker {
             status: state.exit_code.unwrap_or_default(),
             over_memory: state.oom_killed == Some(true),
             words,
+            at: state.finished_at.and_then(|at| humantime::parse_rfc3339(&at).ok()),
         })
     }
 
