@@ -100,9 +100,12 @@ fn host_config(settings: &Settings, catalog: &Catalog) -> Result<host::Config> {
         function.limits.memory_bytes = memory.unwrap_or(ours.memory).as_u64();
         function
     };
+    // A function's working folder is not ours.
+    let dir = settings.worker.models.as_ref().map(std::path::absolute).transpose();
+    let dir = dir.context("failed to find the folder worker.models")?;
     let built_in = models(catalog).map(|model| {
         let mut command = vec![program.clone(), "function".into(), "--model".into(), model.as_str().into()];
-        if let Some(dir) = &settings.worker.models {
+        if let Some(dir) = &dir {
             command.extend([OsString::from("--models"), dir.clone().into_os_string()]);
         }
         (model, limited(host::Function::new(command), None))
