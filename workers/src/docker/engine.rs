@@ -26,6 +26,11 @@ use tokio::time::timeout;
 const CALL_TIMEOUT_S: u64 = 60;
 /// The same for asking whether it is there.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The status of a process that was killed, by whomever.
+const KILLED: i64 = 137;
+/// How often it is looked again whether one that was killed was over its memory limit, and the pause between.
+const OOM_LOOKS: u32 = 10;
+const OOM_PAUSE: Duration = Duration::from_millis(50);
 /// How often one that is being removed already is asked for again, and the pause between.
 const REMOVALS: u32 = 100;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
@@ -221,24 +226,31 @@ impl Engine for Docker {
 
     async fn look(&self, id: &str) -> Result<Look, EngineError> {
         let client = self.client()?;
-        let inspected = client.inspect_container(id, None::<InspectContainerOptions>).await;
-        let state = match inspected {
-            Ok(inspected) => inspected.state.unwrap_or_default(),
-            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
-                return Ok(Look::Gone);
+        let mut looks = OOM_LOOKS;
+        loop {
+            let inspected = client.inspect_container(id, None::<InspectContainerOptions>).await;
+            let state = match inspected {
+                Ok(inspected) => inspected.state.unwrap_or_default(),
+                Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {
+                    return Ok(Look::Gone);
+                }
+                Err(error) => return Err(self.error(error)),
+            };
+            if state.running == Some(true) {
+                return Ok(Look::Running);
             }
-            Err(error) => return Err(self.error(error)),
-        };
-        if state.running == Some(true) {
-            return Ok(Look::Running);
+            let status = state.exit_code.unwrap_or_default();
+            let over_memory = state.oom_killed == Some(true);
+            // The engine hears of the end and of its cause by different ways, and of the cause perhaps later.
+            if status == KILLED && !over_memory && looks > 0 {
+                looks -= 1;
+                tokio::time::sleep(OOM_PAUSE).await;
+                continue;
+            }
+            let words = last_words(&client, id).await;
+            let at = state.finished_at.and_then(|at| humantime::parse_rfc3339(&at).ok());
+            return Ok(Look::Ended { status, over_memory, words, at });
         }
-        let words = last_words(&client, id).await;
-        Ok(Look::Ended {
-            status: state.exit_code.unwrap_or_default(),
-            over_memory: state.oom_killed == Some(true),
-            words,
-            at: state.finished_at.and_then(|at| humantime::parse_rfc3339(&at).ok()),
-        })
     }
 
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
