@@ -2,12 +2,13 @@
 
 use crate::deployment::{Production, Up, each_once, jobs_file, results_of};
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 use tests::process::{Process, Program, python, workspace};
 use tests::scenario::{Need, Scenario};
-use tests::services::RabbitVersion;
+use tests::services::{Docker, RabbitVersion};
 use tests::stage::Context;
 use tests::until::until;
 
@@ -16,7 +17,8 @@ const LONG: Duration = Duration::from_secs(600);
 pub(crate) fn scenarios() -> Vec<Scenario> {
     use Need::{Binary, Python, Redis};
     let mut all = vec![
-        Scenario::new("pipeline/demo", &[Binary], demo),
+        Scenario::new("pipeline/demo", &[Binary, Need::Docker], demo),
+        Scenario::new("pipeline/demo_without_docker", &[Binary], demo_without_docker),
         Scenario::new("pipeline/up_killed_with_9_loses_nothing", &[Binary], up_killed),
         Scenario::new("pipeline/up_drains_on_sigterm", &[Binary], up_drains),
     ];
@@ -26,30 +28,54 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     all.into_iter().map(|scenario| scenario.within(LONG)).collect()
 }
 
-/// The demo as a newcomer runs it.
-async fn demo(context: &Context) -> Result<()> {
-    let finished = context.straightline("demo").await?.args(["demo", "--json"]).run(LONG).await?.expect(0)?;
-    let report = finished.json()?;
+/// The demo as a newcomer runs it where an engine answers at `host`; its report.
+async fn demo_at(context: &Context, host: &str) -> Result<Value> {
+    let demo = context.straightline("demo").await?.env("STRAIGHTLINE_DOCKER__HOST", host);
+    let report = demo.args(["demo", "--json"]).run(LONG).await?.expect(0)?.json()?;
     ensure!(report["submitted"].as_u64() >= Some(2_000), "{report}");
     ensure!(report["succeeded"] == report["submitted"], "{report}");
     for none in ["failed", "lost", "duplicates"] {
         ensure!(report[none] == 0, "{none}: {report}");
     }
     ensure!(report["accuracy"].as_f64() >= Some(0.95), "{report}");
-    ensure!(
-        report["lanes"]["local"]["available"] == true && report["lanes"]["local"]["p99_ms"].is_number(),
-        "{report}"
-    );
-    for absent in ["docker", "serverless"] {
-        ensure!(
-            report["lanes"][absent]["available"] == false && report["lanes"][absent]["jobs"] == 0,
-            "{report}"
-        );
-    }
-    for reason in ["moderate", "large/docker_down", "frequent_small/serverless_down"] {
+    Ok(report)
+}
+
+fn lane_ran(report: &Value, lane: &str) -> Result<()> {
+    let of = &report["lanes"][lane];
+    let ran = of["available"] == true && of["jobs"].as_u64() >= Some(1) && of["p99_ms"].is_number();
+    ensure!(ran, "lane {lane}: {report}");
+    Ok(())
+}
+
+fn gave_reasons(report: &Value, reasons: &[&str]) -> Result<()> {
+    for reason in reasons {
         ensure!(report["reasons"][reason].as_u64() >= Some(1), "{reason}: {report}");
     }
     Ok(())
+}
+
+/// Over all three lanes: threads, containers and functions.
+async fn demo(context: &Context) -> Result<()> {
+    let engine = Docker::start(&context.folder().join("d")).await?;
+    let report = demo_at(context, &engine.host()).await?;
+    for lane in ["local", "docker", "serverless"] {
+        lane_ran(&report, lane)?;
+    }
+    gave_reasons(&report, &["moderate", "large", "frequent_small"])?;
+    let left = engine.cli(&["ps", "--all", "--quiet"]).await?;
+    ensure!(left.trim().is_empty(), "it leaves containers behind: {left}");
+    Ok(())
+}
+
+async fn demo_without_docker(context: &Context) -> Result<()> {
+    let nowhere = context.folder().join("nowhere.sock");
+    let report = demo_at(context, &format!("unix://{}", nowhere.display())).await?;
+    lane_ran(&report, "local")?;
+    lane_ran(&report, "serverless")?;
+    let docker = &report["lanes"]["docker"];
+    ensure!(docker["available"] == false && docker["jobs"] == 0, "{report}");
+    gave_reasons(&report, &["moderate", "large/docker_down", "frequent_small"])
 }
 
 /// Two dispatchers, two workers, a file of jobs: a file of results, each once.
