@@ -124,6 +124,8 @@ impl Rabbit {
     pub async fn resume(&self) -> Result<()> {
         let mut running = self.running.lock().await;
         ensure!(running.is_none(), "RabbitMQ {} runs already", self.version.name());
+        // Not the log's last lines: a node with many queues prints hundreds more as soon as it is up.
+        let printed_before = fs::metadata(self.log()).map_or(0, |log| log.len());
         let mut server = Owned::start(format!("RabbitMQ {}", self.version.name()), self.server()?)?;
         let ready = until(START_BOUND, "RabbitMQ speaks AMQP", async || {
             if let Err(gone) = server.still_runs() {
@@ -131,7 +133,7 @@ impl Rabbit {
             }
             self.handshake().await?;
             // 4.0 speaks AMQP seconds before that, and a `list_queues` in between hangs for ever.
-            ensure!(tail(&self.log(), 50).contains(STARTED), "it is still starting");
+            ensure!(self.printed_since(printed_before).contains(STARTED), "it is still starting");
             Ok(Ok(()))
         });
         ready.await.and_then(|alive| alive).with_context(|| self.last_words())?;
@@ -193,6 +195,12 @@ impl Rabbit {
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.data.join("console.log")
+    }
+
+    fn printed_since(&self, offset: u64) -> String {
+        let text = fs::read(self.log()).unwrap_or_default();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+        String::from_utf8_lossy(&text[from..]).into_owned()
     }
 
     /// Runs `rabbitmqctl` with these arguments and gives back what it printed.
