@@ -18,12 +18,15 @@ pub struct Delivery {
     settle: Option<Box<dyn Settle>>,
 }
 
+/// The reason of a death of which only the header, if that, could be saved: the body can no longer be read.
+pub const UNREADABLE: &str = "unreadable";
+
 /// Why the broker gave up on a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Death {
     /// The queue it was in.
     pub queue: String,
-    /// `delivery_limit`, `expired`, `rejected` or `maxlen`; `unreadable` if only its header could be saved.
+    /// `delivery_limit`, `expired`, `rejected` or `maxlen`; [`UNREADABLE`].
     pub reason: String,
 }
 

@@ -6,12 +6,12 @@ use crate::ending::{Ender, Ending, Fate};
 use crate::estimate::{Estimate, Look};
 use crate::feeds::{Arrival, Consumers, Feeds};
 use crate::policy::Policy;
+use crate::stopping::{Stop, Stopping};
 use crate::turns::Turns;
-use crate::{intake, sampler};
+use crate::{beat, intake, sampler};
+use broker::delivery::UNREADABLE;
 use broker::{Broker, Delivery, Health, Message, Properties, PublishError, Queue, Receipt, Route};
 use schemas::header::{self, Placement};
-use schemas::heartbeat::DispatcherReport;
-use schemas::wire::WIRE_VERSION;
 use schemas::{Attempt, Class, Failure, FailureKind, JobHeader, JobId, Lane, ModelName, Status, UnixMillis};
 use state::facts::Unused;
 use state::{Batch, Facts, ModelFacts, State};
@@ -29,8 +29,6 @@ const BATCH_MAX: usize = 128;
 const HELD_TICK: Duration = Duration::from_millis(20);
 /// How often the lanes are looked at while nothing arrives.
 const IDLE_TICK: Duration = Duration::from_millis(250);
-/// How often a dispatcher says that it lives, and how long that counts.
-const BEAT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How long a wait queue counts as holding jobs after one went in or came out.
 const WAITING_SEEN: Duration = Duration::from_millis(300);
 /// How long a delivery whose publish was refused is kept before it goes back.
@@ -49,13 +47,6 @@ pub struct Dispatcher {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the dispatcher's loop has panicked")]
 pub struct Panicked;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stop {
-    No,
-    Drain,
-    Halt,
-}
 
 impl Dispatcher {
     /// Starts dispatching.
@@ -173,7 +164,7 @@ impl Loop {
 
     async fn run(mut self) {
         tracing::info!(dispatcher = %self.config.name, policy = self.policy.name(), "dispatching");
-        let beat = tokio::spawn(beat(
+        let beat = tokio::spawn(beat::beat(
             Arc::clone(&self.config),
             self.policy.name(),
             Arc::clone(&self.state),
@@ -257,7 +248,7 @@ impl Loop {
                 let intake::Unreadable { claim, failure } = unreadable;
                 self.end(Ending { delivery, queue, fate: Fate::Unreadable(claim, failure) });
             }
-            Ok(header) if queue == Queue::DeadIntake && may_have_run(&delivery) => {
+            Ok(header) if queue == Queue::DeadIntake && intake::ends_here(delivery.death.as_ref()) => {
                 self.end_given_up(header, delivery, queue);
             }
             Ok(mut header) => {
@@ -274,17 +265,22 @@ impl Loop {
         }
     }
 
-    /// What the broker itself gave up on in a lane's queue: its client is told, and it rests with the other dead.
+    /// What the broker itself gave up on, and what placing it again cannot help: its client is told, and it rests with the other dead.
     fn end_given_up(&mut self, mut header: JobHeader, delivery: Box<Delivery>, queue: Queue) {
         let (from, why) = match &delivery.death {
             Some(death) => (death.queue.clone(), death.reason.clone()),
             None => (queue.to_string(), "unknown".to_owned()),
         };
-        let message = format!(
-            "the broker gave up on it in {from} ({why}) after {} returns: its holders kept losing it",
-            delivery.returns
-        );
-        let failure = Failure::new(FailureKind::WorkerLost, message);
+        let failure = if why == UNREADABLE {
+            let message = format!("its input could no longer be read from the broker's store, in {from}");
+            Failure::new(FailureKind::Internal, message)
+        } else {
+            let returns = delivery.returns;
+            let message = format!(
+                "the broker gave up on it in {from} ({why}) after {returns} returns: its holders kept losing it"
+            );
+            Failure::new(FailureKind::WorkerLost, message)
+        };
         let attempt = Attempt {
             number: header.attempt,
             lane: header.placement.as_ref().map(|placement| placement.lane),
@@ -332,7 +328,7 @@ impl Loop {
                 continue;
             }
             let mut model = facts.models[model_of[at]];
-            model.known |= self.estimate.knew(&taken.header.model, Instant::now());
+            model.known = model.known || self.estimate.knew(&taken.header.model, Instant::now());
             let step = self.decide(&taken, model, &lanes);
             if let Err(illegal) = step.check(taken.source) {
                 debug_assert!(false, "{illegal}");
@@ -471,28 +467,30 @@ impl Loop {
         let (in_hand, mut stop) = (Arc::clone(&self.in_hand), self.stop.clone());
         self.settling.spawn(async move {
             let _released = Released(in_hand, u32::try_from(moves.len()).unwrap_or(0));
-            let mut refused = Vec::new();
-            for (receipt, delivery) in moves {
-                let confirmed = tokio::select! {
-                    biased;
-                    confirmed = receipt => confirmed,
-                    () = stop.halted() => Err(PublishError::Lost),
-                };
-                match confirmed {
-                    Ok(()) => delivery.ack(),
-                    Err(error) => {
-                        metrics::counter!("straightline_hops_refused_total").increment(1);
-                        refused.push((error, delivery));
+            let (mut moves, mut refused) = (VecDeque::from(moves), Vec::new());
+            let confirms = async {
+                while let Some((receipt, _)) = moves.front_mut() {
+                    let confirmed = receipt.await;
+                    let Some((_, delivery)) = moves.pop_front() else { break };
+                    match confirmed {
+                        Ok(()) => delivery.ack(),
+                        Err(error) => {
+                            metrics::counter!("straightline_hops_refused_total").increment(1);
+                            refused.push((error, delivery));
+                        }
                     }
                 }
-            }
-            let Some((error, _)) = refused.first() else { return };
-            tracing::warn!(error = %error, jobs = refused.len(), "failed to move jobs on; they go back to their queues");
+                let Some((error, _)) = refused.first() else { return };
+                tracing::warn!(error = %error, jobs = refused.len(), "failed to move jobs on; they go back to their queues");
+                tokio::time::sleep(REFUSED_PAUSE).await;
+            };
             tokio::select! {
-                () = tokio::time::sleep(REFUSED_PAUSE) => {}
+                biased;
+                () = confirms => {}
                 () = stop.halted() => {}
             }
-            for (_, delivery) in refused {
+            let unconfirmed = moves.into_iter().map(|(_, delivery)| delivery);
+            for delivery in refused.into_iter().map(|(_, delivery)| delivery).chain(unconfirmed) {
                 delivery.give_back();
             }
         });
@@ -523,30 +521,6 @@ impl Loop {
     }
 }
 
-/// What the owner wants. An owner that is gone wants it drained.
-#[derive(Clone)]
-struct Stopping(watch::Receiver<Stop>);
-
-impl Stopping {
-    fn now(&self) -> Stop {
-        let stop = *self.0.borrow();
-        if self.0.has_changed().is_err() { stop.max(Stop::Drain) } else { stop }
-    }
-
-    /// Returns when that may have changed.
-    async fn changed(&mut self) {
-        // An error means that the owner is gone, which `now` tells.
-        let _ = self.0.changed().await;
-    }
-
-    /// Returns once everything is to be let go of at once, if ever.
-    async fn halted(&mut self) {
-        if self.0.wait_for(|stop| *stop == Stop::Halt).await.is_err() {
-            std::future::pending().await
-        }
-    }
-}
-
 /// Counts deliveries out of hand when their settling is done, however it went.
 struct Released(Arc<AtomicU32>, u32);
 
@@ -572,13 +546,6 @@ fn models(batch: &[Taken]) -> (Vec<(ModelName, u32)>, Vec<usize>) {
     (models, model_of)
 }
 
-/// Whether a job that the broker gave up on may have taken its holders with it. In any other queue than a lane's it was
-/// given back for want of room further on, and is placed again.
-fn may_have_run(delivery: &Delivery) -> bool {
-    let lanes = Lane::ALL.map(|lane| Queue::Lane(lane).to_string());
-    delivery.death.as_ref().is_none_or(|death| lanes.contains(&death.queue))
-}
-
 fn queue_of(source: Source) -> Queue {
     match source {
         Source::Jobs(class) => Queue::Jobs(class),
@@ -589,45 +556,4 @@ fn queue_of(source: Source) -> Queue {
 
 fn unix_now() -> UnixMillis {
     SystemTime::now().into()
-}
-
-/// Says that this dispatcher lives, until it does not.
-async fn beat(
-    config: Arc<Config>,
-    policy: &'static str,
-    state: Arc<dyn State>,
-    in_hand: Arc<AtomicU32>,
-    placed: Arc<AtomicU64>,
-    mut stop: Stopping,
-) {
-    let started = unix_now();
-    let mut ticks = tokio::time::interval(BEAT.0);
-    let mut before = (Instant::now(), 0u64);
-    while stop.now() == Stop::No {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.changed() => continue,
-        }
-        let now = (Instant::now(), placed.load(Ordering::Relaxed));
-        let seconds = now.0.duration_since(before.0).as_secs_f64().max(0.001);
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let placed_per_s = (now.1 - before.1) as f64 / seconds;
-        before = now;
-        let report = DispatcherReport {
-            version: WIRE_VERSION,
-            dispatcher: config.name.clone(),
-            held: in_hand.load(Ordering::Relaxed),
-            placed_per_s,
-            policy: policy.to_owned(),
-            draining: false,
-            started,
-            build: config.build.clone(),
-        };
-        if let Err(error) = state.report_dispatcher(&report, BEAT.1).await {
-            tracing::debug!(error = %error, "failed to report");
-        }
-    }
-    if let Err(error) = state.forget_dispatcher(&config.name).await {
-        tracing::debug!(error = %error, "failed to sign off");
-    }
 }

@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
+mod beat;
 pub mod config;
 pub mod desk;
 pub mod dispatcher;
@@ -19,6 +20,7 @@ pub mod feeds;
 mod intake;
 pub mod policy;
 mod sampler;
+mod stopping;
 pub mod turns;
 
 pub use config::Config;

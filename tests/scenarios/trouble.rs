@@ -60,6 +60,20 @@ async fn redis_away(context: &Context, version: RabbitVersion) -> Result<()> {
     each_once(&results_of(&results)?, &labels)
 }
 
+/// Waits as a slow supervisor does: until a dispatcher has found the local lane without workers and consumes its queue.
+async fn taken_back(context: &Context, deployment: &Production) -> Result<()> {
+    until(Duration::from_secs(60), "the lane is taken back", async || {
+        let status = deployment.command(context, "status").await?.args(["status", "--json"]);
+        let status = status.run(Duration::from_secs(30)).await?.expect(0)?.json()?;
+        let queue =
+            status["queues"].as_array().into_iter().flatten().find(|queue| queue["name"] == "lane.local");
+        let consumed = queue.is_some_and(|queue| queue["consumers"] == 1);
+        ensure!(status["workers"] == json!([]) && consumed, "{status}");
+        Ok(())
+    })
+    .await
+}
+
 /// A job that kills its worker each time ends in `dead` after its attempts; its neighbours do not suffer, though the
 /// lane has one worker and is taken back each time it dies.
 async fn a_job_that_kills(context: &Context, version: RabbitVersion) -> Result<()> {
@@ -78,17 +92,21 @@ async fn a_job_that_kills(context: &Context, version: RabbitVersion) -> Result<(
     let doomed = doomed.args([Path::new("submit"), &file, Path::new("--wait"), Path::new("--quiet")]);
     let mut doomed = doomed.start()?;
 
-    // An operator's supervisor that takes its time: longer than it takes a dispatcher to take the lane back.
     let mut deaths = 0;
-    let mut worker = deployment.worker(context, "w1").await?;
-    while doomed.exited()?.is_none() || submit.exited()?.is_none() {
-        ensure!(deaths < 12, "the job has killed its worker {deaths} times and is still about");
-        if worker.exited()?.is_some() {
-            deaths += 1;
-            tokio::time::sleep(Duration::from_secs(9)).await;
-            worker = deployment.worker(context, &format!("w1-{deaths}")).await?;
+    loop {
+        let mut worker = deployment.worker(context, &format!("w{deaths}")).await?;
+        until(LONG, "the worker has died, or everything has ended", async || {
+            let ended = doomed.exited()?.is_some() && submit.exited()?.is_some();
+            ensure!(ended || worker.exited()?.is_some(), "{deaths} deaths so far");
+            Ok(())
+        })
+        .await?;
+        if worker.exited()?.is_none() {
+            break;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        deaths += 1;
+        ensure!(deaths < 12, "the job has killed its worker {deaths} times and is still about");
+        taken_back(context, &deployment).await?;
     }
     let told = doomed.finish(LONG).await?;
     let told: Value = serde_json::from_str(told.stdout.trim()).context("a result of the killer")?;

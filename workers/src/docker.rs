@@ -20,7 +20,7 @@ mod pool;
 mod starter;
 mod watcher;
 
-use crate::lane::{Capacity, Executor, Ran, Task};
+use crate::lane::{Capacity, Executor, InvalidConfig, Ran, Task};
 use crate::local::SLOTS_MAX;
 use crate::remote::http::Http;
 use async_trait::async_trait;
@@ -193,20 +193,10 @@ impl Gpu {
     }
 }
 
-/// A setting that cannot work.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {problem}")]
-pub struct InvalidConfig {
-    /// The setting, as in the configuration file.
-    pub field: &'static str,
-    /// What is wrong with it and what would be right.
-    pub problem: String,
-}
-
 impl Config {
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), InvalidConfig> {
-        let invalid = |field, problem: String| Err(InvalidConfig { field, problem });
+        let invalid = |field, problem: String| Err(InvalidConfig::new(field, problem));
         if !["unix://", "tcp://", "http://"].iter().any(|scheme| self.host.starts_with(scheme)) {
             return invalid("docker.host", format!("{:?}: use unix:///path or tcp://host:port", self.host));
         }

@@ -16,7 +16,7 @@ pub mod host;
 pub mod http;
 pub mod lambda;
 
-use crate::lane::{Capacity, Executor, Ran, Task};
+use crate::lane::{Capacity, Executor, InvalidConfig, Ran, Task};
 use async_trait::async_trait;
 use bytes::Bytes;
 use schemas::{Failure, Lane, ModelName};
@@ -90,16 +90,6 @@ impl Default for Config {
     }
 }
 
-/// A setting of this lane that cannot work.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {problem}")]
-pub struct InvalidConfig {
-    /// Which.
-    pub field: &'static str,
-    /// What is wrong with it, and what would be right.
-    pub problem: String,
-}
-
 /// The lane over a port.
 pub struct Serverless {
     functions: Arc<dyn Functions>,
@@ -117,16 +107,12 @@ impl Serverless {
     ) -> Result<Self, InvalidConfig> {
         let Config { concurrency_max: slots, payload_bytes_max } = *config;
         if slots == 0 {
-            return Err(InvalidConfig {
-                field: "serverless.concurrency_max",
-                problem: "is 0: use the number of functions that may run at once".to_owned(),
-            });
+            let problem = "is 0: use the number of functions that may run at once";
+            return Err(InvalidConfig::new("serverless.concurrency_max", problem));
         }
         if models.is_empty() {
-            return Err(InvalidConfig {
-                field: "serverless.models",
-                problem: "is empty: name the models that have a function".to_owned(),
-            });
+            let problem = "is empty: name the models that have a function";
+            return Err(InvalidConfig::new("serverless.models", problem));
         }
         let capacity = watch::Sender::new(Capacity { slots, abandoned: 0 });
         Ok(Self { functions, models, payload_bytes_max, capacity })

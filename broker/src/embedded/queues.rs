@@ -17,7 +17,7 @@ mod tests;
 use super::fifo::{Fifo, Front};
 use super::record::Content;
 use super::store::Write;
-use crate::delivery::{Death, Settlement};
+use crate::delivery::{Death, Settlement, UNREADABLE};
 use crate::queue::{Queue, Route};
 use crate::receipt::PublishError;
 use crate::{Depth, Limits};
@@ -32,9 +32,8 @@ pub(super) use recovery::Recovery;
 const HOT_BYTES_MAX: u64 = 64 << 20;
 const HOT_BYTES_PER_QUEUE_MAX: u64 = 16 << 20;
 
-/// Why messages die here.
+/// Why messages die here, besides what cannot be read.
 const DELIVERY_LIMIT: &str = "delivery_limit";
-const UNREADABLE: &str = "unreadable";
 
 /// See the module.
 pub(super) struct Queues {

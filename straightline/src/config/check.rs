@@ -86,9 +86,12 @@ pub fn is_to_blame(error: &anyhow::Error) -> bool {
     use broker::BrokerError;
     use producer::client::OpenError;
     use state::StateError;
-    use workers::{local, worker};
+    use workers::serverless::host;
+    use workers::{lane, local, worker};
     error.is::<ConfigError>()
         || error.is::<dispatcher::config::InvalidConfig>()
+        || error.is::<lane::InvalidConfig>()
+        || matches!(error.downcast_ref(), Some(host::StartError::Config(_)))
         || matches!(error.downcast_ref(), Some(BrokerError::Config { .. }))
         || matches!(error.downcast_ref(), Some(StateError::Config { .. }))
         || matches!(error.downcast_ref(), Some(OpenError::Config { .. }))

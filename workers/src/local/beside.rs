@@ -4,7 +4,7 @@
 //! The server is somebody else's: it is neither started nor stopped here, only asked whether it is ready. While it is
 //! not, the lane has no slots, so that its jobs are placed elsewhere.
 
-use crate::lane::{Capacity, Executor, Ran, Task};
+use crate::lane::{Capacity, Executor, InvalidConfig, Ran, Task};
 use crate::remote::http::Http;
 use crate::remote::{Form, ModelServer};
 use async_trait::async_trait;
@@ -30,20 +30,6 @@ pub struct Config {
     pub answer_bytes_max: usize,
 }
 
-/// A setting that cannot work.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidConfig {
-    /// No address.
-    #[error("worker.server.url: {0}")]
-    Url(String),
-    /// Nothing could ever run.
-    #[error("worker.slots is {0}: use 1 to {max}", max = super::SLOTS_MAX)]
-    Slots(u32),
-    /// The protocol has no way to ask.
-    #[error("worker.server.models is empty: name the models that the server has")]
-    NoModels,
-}
-
 /// Time between two looks at a server that is ready.
 const LOOK: Duration = Duration::from_secs(5);
 /// The same while it is not.
@@ -65,14 +51,16 @@ impl Beside {
     pub fn start(config: Config) -> Result<Self, InvalidConfig> {
         let Config { url, slots, models, binary, answer_bytes_max } = config;
         if slots == 0 || slots > super::SLOTS_MAX {
-            return Err(InvalidConfig::Slots(slots));
+            let problem = format!("is {slots}: use 1 to {}", super::SLOTS_MAX);
+            return Err(InvalidConfig::new("worker.slots", problem));
         }
         if models.is_empty() {
-            return Err(InvalidConfig::NoModels);
+            let problem = "is empty: name the models that the server has";
+            return Err(InvalidConfig::new("worker.server.models", problem));
         }
         let form = if binary { Form::Binary } else { Form::Json };
         let server = ModelServer::new(Http::new(), &url, form, answer_bytes_max);
-        let server = server.map_err(|error| InvalidConfig::Url(error.to_string()))?;
+        let server = server.map_err(|error| InvalidConfig::new("worker.server.url", error.to_string()))?;
         let (sender, capacity) = watch::channel(Capacity::default());
         let doubted = Arc::new(Notify::new());
         let watching = tokio::spawn(look_after(server.clone(), url, slots, sender, Arc::clone(&doubted)));

@@ -20,7 +20,8 @@ mod measure;
 mod pool;
 mod process;
 
-use super::{Call, Functions, InvalidConfig, InvokeError};
+use super::{Call, Functions, InvokeError};
+use crate::lane::InvalidConfig;
 use async_trait::async_trait;
 use bytes::Bytes;
 use instance::{Instance, Order};

@@ -2,8 +2,7 @@
 //! Protocol. They scale behind their address, to zero and back, and that is their platform's business: 429 and 503 say "come
 //! back later", which costs no attempt.
 
-use super::InvalidConfig;
-use crate::lane::{Capacity, Executor, Ran, Task};
+use crate::lane::{Capacity, Executor, InvalidConfig, Ran, Task};
 use crate::remote::http::Http;
 use crate::remote::{Form, ModelServer};
 use async_trait::async_trait;
@@ -57,7 +56,7 @@ pub struct HttpFunctions {
 impl HttpFunctions {
     /// Checks the settings. Nothing is asked yet.
     pub fn new(config: &Config) -> Result<Self, InvalidConfig> {
-        let invalid = |field, problem: String| InvalidConfig { field, problem };
+        let invalid = |field, problem: String| InvalidConfig::new(field, problem);
         if config.concurrency_max == 0 {
             let problem = "is 0: use the number of jobs that may run there at once".to_owned();
             return Err(invalid("serverless.http.concurrency_max", problem));

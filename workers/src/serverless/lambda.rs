@@ -5,7 +5,8 @@
 //!
 //! A function's error arrives with status 200 and a header; every other status is the service's own.
 
-use super::{Call, Functions, InvalidConfig, InvokeError, LAMBDA_PAYLOAD_BYTES_MAX};
+use super::{Call, Functions, InvokeError, LAMBDA_PAYLOAD_BYTES_MAX};
+use crate::lane::InvalidConfig;
 use crate::remote::http::{Http, HttpError, Parts, Reply};
 use async_trait::async_trait;
 use aws_credential_types::Credentials as Keys;
@@ -87,7 +88,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), InvalidConfig> {
-        let invalid = |field, problem: &str| Err(InvalidConfig { field, problem: problem.to_owned() });
+        let invalid = |field, problem: &str| Err(InvalidConfig::new(field, problem));
         let endpoint = self.endpoint();
         let uri: Option<Uri> = endpoint.parse().ok();
         let valid = uri.is_some_and(|uri| {
@@ -97,7 +98,7 @@ impl Config {
         });
         if !valid {
             let problem = format!("{endpoint:?} is no address: use https://host or http://host:port");
-            return Err(InvalidConfig { field: "serverless.lambda.endpoint", problem });
+            return Err(InvalidConfig::new("serverless.lambda.endpoint", problem));
         }
         if self.region.is_empty() {
             return invalid("serverless.lambda.region", "is empty: name the region, such as us-east-1");

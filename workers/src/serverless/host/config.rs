@@ -1,7 +1,8 @@
 //! Settings of the host.
 
 use super::keeper;
-use crate::serverless::{InvalidConfig, LAMBDA_PAYLOAD_BYTES_MAX};
+use crate::lane::InvalidConfig;
+use crate::serverless::LAMBDA_PAYLOAD_BYTES_MAX;
 use schemas::ModelName;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -87,7 +88,7 @@ impl Config {
     }
 
     pub(super) fn check(&self) -> Result<(), InvalidConfig> {
-        let invalid = |field, problem: &str| Err(InvalidConfig { field, problem: problem.to_owned() });
+        let invalid = |field, problem: &str| Err(InvalidConfig::new(field, problem));
         if self.functions.is_empty() {
             return invalid("serverless.host.functions", "is empty: name at least one model");
         }
