@@ -2,6 +2,7 @@
 
 use crate::policy::Choice;
 use schemas::Lane;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of a dispatcher.
@@ -39,6 +40,8 @@ pub struct Config {
     pub inline_bytes_max: usize,
     /// Memory that deliveries in hand may take, in bytes; prefetches × inline limit must fit.
     pub memory_budget: usize,
+    /// File that every placement is written to, with all that it was decided by; see [`crate::journal`].
+    pub placement_log: Option<PathBuf>,
     /// Version of the binary, for status.
     pub build: String,
 }
@@ -65,6 +68,7 @@ impl Default for Config {
             record_keep: schemas::limits::RECORD_RETENTION_DEFAULT,
             inline_bytes_max: schemas::limits::INLINE_BYTES_DEFAULT,
             memory_budget: 320 * 1024 * 1024,
+            placement_log: None,
             build: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

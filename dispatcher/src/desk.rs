@@ -99,14 +99,20 @@ impl View<'_> {
             );
             return Step::End(Status::Failed, Failure::new(FailureKind::UnknownModel, message));
         }
-        let facts =
-            Job { per_second: job.model.per_second, size: job.header.size, failed: job.header.failed_lanes };
-        match self.policy.place(&facts, &self.lanes_for(&job)) {
+        let (facts, lanes) = self.seen(&job);
+        match self.policy.place(&facts, &lanes) {
             Verdict::Place(lane, reason) => Step::Place(lane, reason),
             Verdict::Never(reason) => Step::End(Status::Failed, self.unplaceable(&job, reason)),
             Verdict::Wait(lane, _) if job.may_hold && job.held < self.hold_max => Step::Hold(lane),
             Verdict::Wait(lane, reason) => Step::Park(lane, reason),
         }
+    }
+
+    /// What the policy is asked with.
+    pub fn seen(&self, job: &InHand<'_>) -> (Job, Lanes) {
+        let facts =
+            Job { per_second: job.model.per_second, size: job.header.size, failed: job.header.failed_lanes };
+        (facts, self.lanes_for(job))
     }
 
     /// The lanes as this job sees them. Those that wait for a lane go first: to a newcomer that is no more urgent,

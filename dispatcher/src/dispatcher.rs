@@ -5,6 +5,7 @@ use crate::desk::{InHand, LaneNow, Source, Step, View};
 use crate::ending::{Ender, Ending, Fate};
 use crate::estimate::{Estimate, Look};
 use crate::feeds::{Arrival, Consumers, Feeds};
+use crate::journal::{Entry, Journal};
 use crate::policy::Policy;
 use crate::stopping::{Stop, Stopping};
 use crate::turns::Turns;
@@ -56,9 +57,14 @@ impl Dispatcher {
         state: Arc<dyn State>,
     ) -> Result<Self, InvalidConfig> {
         config.check()?;
+        let journal = config.placement_log.as_deref().map(Journal::open).transpose();
+        let journal = journal.map_err(|error| InvalidConfig {
+            field: "dispatcher.placement_log",
+            problem: format!("cannot be written: {error}"),
+        })?;
         let (stop, stopped) = watch::channel(Stop::No);
         let (ending, ended) = watch::channel(None);
-        let running = tokio::spawn(Loop::new(config, broker, state, stopped).run());
+        let running = tokio::spawn(Loop::new(config, broker, state, stopped, journal).run());
         tokio::spawn(async move { ending.send_replace(Some(running.await.map_err(|_| Panicked))) });
         Ok(Self { stop, ended })
     }
@@ -118,6 +124,7 @@ struct Loop {
     settling: JoinSet<()>,
     in_hand: Arc<AtomicU32>,
     placed: Arc<AtomicU64>,
+    journal: Option<Journal>,
 }
 
 impl Loop {
@@ -126,6 +133,7 @@ impl Loop {
         broker: Arc<dyn Broker>,
         state: Arc<dyn State>,
         stop: watch::Receiver<Stop>,
+        journal: Option<Journal>,
     ) -> Self {
         let config = Arc::new(config);
         let (arrived, arrivals) = mpsc::channel(BATCH_MAX);
@@ -159,6 +167,7 @@ impl Loop {
             settling: JoinSet::new(),
             in_hand: Arc::default(),
             placed: Arc::default(),
+            journal,
         }
     }
 
@@ -351,13 +360,19 @@ impl Loop {
             now: unix_now(),
             hold_max: self.config.hold_max,
         };
-        view.decide(InHand {
+        let job = InHand {
             header: &taken.header,
             source: taken.source,
             model,
             held: taken.since.elapsed(),
             may_hold: self.held.len() < self.config.held_max,
-        })
+        };
+        let step = view.decide(job);
+        if let (Some(journal), Step::Place(lane, reason)) = (&self.journal, &step) {
+            let seen = view.seen(&job);
+            journal.note(Entry::of(&self.config.name, &taken.header, &seen, (*lane, *reason), view.now));
+        }
+        step
     }
 
     /// One round trip: counts, looks up, claims. Without shared state, what this process knows has to do.

@@ -18,6 +18,7 @@ mod ending;
 mod estimate;
 pub mod feeds;
 mod intake;
+pub mod journal;
 pub mod policy;
 mod sampler;
 mod stopping;

@@ -1,5 +1,6 @@
 //! What workers and dispatchers say of themselves.
 
+use crate::failure::Failure;
 use crate::lane::Lane;
 use crate::names::ModelName;
 use crate::time::UnixMillis;
@@ -32,12 +33,107 @@ pub struct WorkerReport {
     /// Runs that outlived their time limit and still hold a thread.
     #[serde(default)]
     pub abandoned: u32,
+    /// The attempt that failed last, if one has.
+    #[serde(default)]
+    pub last_failure: Option<LastFailure>,
+    /// Who runs its jobs, where that is not the worker itself.
+    #[serde(default)]
+    pub backend: Option<Backend>,
     /// What its machine has.
     pub resources: Resources,
     /// When it started.
     pub started: UnixMillis,
     /// Version of its binary.
     pub build: String,
+}
+
+/// The attempt that failed last, and how many have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LastFailure {
+    /// When.
+    pub at: UnixMillis,
+    /// Whose run it was.
+    pub model: ModelName,
+    /// What went wrong.
+    pub failure: Failure,
+    /// Failed attempts since the worker started, this one included.
+    pub total: u64,
+}
+
+/// Who runs a worker's jobs: a Docker engine, a function host, a server beside it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Backend {
+    /// What it is and where, as a person would call it.
+    pub name: String,
+    /// Why it runs no job just now.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// Jobs that wait for an instance.
+    #[serde(default)]
+    pub waiting: u32,
+    /// What it has started, by model; at most [`BACKEND_MODELS_MAX`].
+    #[serde(default)]
+    pub instances: Vec<Instances>,
+}
+
+/// The containers of one model, or the instances of its function.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Instances {
+    /// Whose they are.
+    pub model: ModelName,
+    /// Not ready yet.
+    pub starting: u32,
+    /// Ready, and without a job.
+    pub idle: u32,
+    /// Running a job or more.
+    pub busy: u32,
+    /// On their way out: they take no more jobs.
+    pub leaving: u32,
+    /// What the backend calls them, where it names them; at most [`INSTANCE_IDS_MAX`].
+    #[serde(default)]
+    pub ids: Vec<String>,
+    /// Why the latest did not start, until one does.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
+impl Instances {
+    /// None of them.
+    pub fn none(model: ModelName) -> Self {
+        Self { model, starting: 0, idle: 0, busy: 0, leaving: 0, ids: Vec::new(), problem: None }
+    }
+
+    /// Whether there is anything to tell.
+    pub fn is_none(&self) -> bool {
+        self.problem.is_none() && (self.starting, self.idle, self.busy, self.leaving) == (0, 0, 0, 0)
+    }
+}
+
+/// Most models whose instances a report tells of.
+pub const BACKEND_MODELS_MAX: usize = 64;
+/// Most instances that a report names for a model.
+pub const INSTANCE_IDS_MAX: usize = 16;
+
+/// One GPU, as far as its driver tells: `None` for what it does not, never zero.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Gpu {
+    /// Its number, as containers ask for it.
+    pub index: u32,
+    /// Its unique id, as containers may ask for it too.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    /// What it is called.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its memory, in bytes.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Memory in use, in bytes.
+    #[serde(default)]
+    pub memory_used_bytes: Option<u64>,
+    /// Share of time in which it was busy of late, 0 to 1.
+    #[serde(default)]
+    pub used: Option<f64>,
 }
 
 /// What a machine has and uses. `None` where a probe could not tell: never zero for unknown.
@@ -70,6 +166,9 @@ pub struct Resources {
     /// Bytes sent per second over all network interfaces but loopback.
     #[serde(default)]
     pub network_sent_bytes_per_s: Option<f64>,
+    /// Its GPUs; `None` where no driver tells.
+    #[serde(default)]
+    pub gpus: Option<Vec<Gpu>>,
 }
 
 /// A dispatcher's report.

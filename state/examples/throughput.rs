@@ -86,6 +86,8 @@ fn report(worker: usize, changing: usize) -> WorkerReport {
         models: (0..10).map(model).collect(),
         draining: false,
         abandoned: 0,
+        last_failure: None,
+        backend: None,
         resources: Resources::default(),
         started: UnixMillis(0),
         build: "bench".to_owned(),

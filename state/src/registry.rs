@@ -247,6 +247,8 @@ mod tests {
             models: models.iter().map(|name| model(name)).collect(),
             draining: false,
             abandoned: 0,
+            last_failure: None,
+            backend: None,
             resources: Resources::default(),
             started: UnixMillis(0),
             build: "test".to_owned(),

@@ -85,6 +85,9 @@ pub struct Demo {
 
 #[derive(Args, Debug)]
 pub struct Up {
+    /// Lanes to run a worker of: local, docker, serverless, with commas between; default: local.
+    #[arg(long, value_name = "LANES", value_delimiter = ',')]
+    pub lanes: Vec<Lane>,
     /// Where the HTTP face listens.
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
@@ -105,10 +108,10 @@ pub struct Dispatcher {
 
 #[derive(Args, Debug)]
 pub struct Worker {
-    /// The lane to serve: local (docker and serverless are to come).
+    /// The lane to serve: local, docker or serverless.
     #[arg(long)]
     pub lane: Lane,
-    /// Jobs to run at once; default: the processors of this machine.
+    /// Jobs to run at once in the local lane; default: the processors of this machine.
     #[arg(long)]
     pub slots: Option<u32>,
     /// Folder with one folder per model, each with its model.onnx and model.toml.

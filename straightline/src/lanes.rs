@@ -1,6 +1,6 @@
 //! The executor of each lane, as configured.
 
-use crate::config::Settings;
+use crate::config::{ConfigError, Settings};
 use crate::config::lanes::{Function, Provider, Server};
 use crate::roles;
 use anyhow::{Context, Result};
@@ -8,7 +8,7 @@ use schemas::{Lane, ModelName};
 use std::ffi::OsString;
 use std::sync::Arc;
 use workers::catalog::Catalog;
-use workers::docker::Docker;
+use workers::docker::{self, Docker};
 use workers::lane::Executor;
 use workers::local::beside::{self, Beside};
 use workers::serverless::host::{self, Host};
@@ -27,59 +27,54 @@ pub async fn start(
     worker: &str,
 ) -> Result<Arc<dyn Executor>> {
     Ok(match (lane, &settings.worker.server) {
-        (Lane::Local, Some(server)) => Arc::new(beside(settings, server)?),
+        (Lane::Local, Some(server)) => Arc::new(Beside::start(beside_config(settings, server))?),
         (Lane::Local, None) => Arc::new(roles::load(settings, catalog).await?),
-        (Lane::Docker, _) => {
-            let models = models(&catalog).filter(|model| !settings.docker.images.contains_key(model));
-            let (models, dir) = (models.collect(), settings.worker.models.clone());
-            Arc::new(Docker::start(settings.docker.config(worker, models, dir))?)
-        }
+        (Lane::Docker, _) => Arc::new(Docker::start(docker_config(settings, &catalog, worker))?),
         (Lane::Serverless, _) => serverless(settings, &catalog).await?,
     })
+}
+
+/// Checks what is set about the lanes, as far as that goes without starting one.
+pub fn check(settings: &Settings, catalog: &Catalog) -> Result<()> {
+    if let Some(server) = &settings.worker.server {
+        beside_config(settings, server).check()?;
+    }
+    docker_config(settings, catalog, "worker").check()?;
+    match settings.serverless.provider {
+        Provider::Http => drop(http_functions(settings)?),
+        Provider::Lambda => drop(lambda(settings)?),
+        Provider::Host => host_config(settings, catalog)?.check()?,
+    }
+    Ok(())
+}
+
+fn docker_config(settings: &Settings, catalog: &Catalog, worker: &str) -> docker::Config {
+    let models = models(catalog).filter(|model| !settings.docker.images.contains_key(model));
+    settings.docker.config(worker, models.collect(), settings.worker.models.clone())
 }
 
 fn models(catalog: &Catalog) -> impl Iterator<Item = ModelName> {
     catalog.entries().map(|entry| entry.contract.name.clone())
 }
 
-fn beside(settings: &Settings, server: &Server) -> Result<Beside> {
-    let config = beside::Config {
+fn beside_config(settings: &Settings, server: &Server) -> beside::Config {
+    beside::Config {
         url: server.url.clone(),
         slots: settings.worker.slots.unwrap_or(workers::local::Config::default().slots),
         models: server.models.clone(),
         binary: server.binary,
         answer_bytes_max: ANSWER_BYTES_MAX,
-    };
-    Ok(Beside::start(config)?)
+    }
 }
 
 async fn serverless(settings: &Settings, catalog: &Catalog) -> Result<Arc<dyn Executor>> {
     let ours = &settings.serverless;
     let (functions, models): (Arc<dyn Functions>, Vec<ModelName>) = match ours.provider {
-        Provider::Http => {
-            let config = http::Config {
-                concurrency_max: ours.concurrency_max,
-                binary: ours.http.binary,
-                ..http::Config::new(&ours.http.url, ours.http.models.clone())
-            };
-            return Ok(Arc::new(HttpFunctions::new(&config)?));
-        }
+        Provider::Http => return Ok(Arc::new(http_functions(settings)?)),
         Provider::Lambda => {
-            let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
-            let credentials = credentials.context(
-                "serverless.provider is lambda, but AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set",
-            )?;
-            let config = lambda::Config {
-                endpoint: ours.lambda.endpoint.clone(),
-                region: ours.lambda.region.clone(),
-                function: ours.lambda.function.clone(),
-                functions: ours.lambda.functions.clone(),
-                qualifier: ours.lambda.qualifier.clone(),
-                ..lambda::Config::new(credentials)
-            };
             let named = ours.lambda.models.clone();
             let models = if named.is_empty() { models(catalog).collect() } else { named };
-            (Arc::new(Lambda::new(config)?), models)
+            (Arc::new(lambda(settings)?), models)
         }
         Provider::Host => {
             let host = Host::start(host_config(settings, catalog)?).await?;
@@ -90,6 +85,35 @@ async fn serverless(settings: &Settings, catalog: &Catalog) -> Result<Arc<dyn Ex
     let config =
         serverless::Config { concurrency_max: ours.concurrency_max, ..serverless::Config::default() };
     Ok(Arc::new(Serverless::new(&config, functions, models)?))
+}
+
+fn http_functions(settings: &Settings) -> Result<HttpFunctions> {
+    let ours = &settings.serverless;
+    let config = http::Config {
+        concurrency_max: ours.concurrency_max,
+        binary: ours.http.binary,
+        ..http::Config::new(&ours.http.url, ours.http.models.clone())
+    };
+    Ok(HttpFunctions::new(&config)?)
+}
+
+fn lambda(settings: &Settings) -> Result<Lambda> {
+    let ours = &settings.serverless.lambda;
+    let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
+    let credentials = credentials.ok_or_else(|| {
+        let problem =
+            "serverless.provider is lambda, but AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set";
+        ConfigError::Value(problem.to_owned())
+    })?;
+    let config = lambda::Config {
+        endpoint: ours.endpoint.clone(),
+        region: ours.region.clone(),
+        function: ours.function.clone(),
+        functions: ours.functions.clone(),
+        qualifier: ours.qualifier.clone(),
+        ..lambda::Config::new(credentials)
+    };
+    Ok(Lambda::new(config)?)
 }
 
 /// Functions of this program for every model that has none of its own.

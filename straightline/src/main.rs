@@ -90,6 +90,8 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
     }
     match &cli.command {
         Command::Up(up) => {
+            let lanes = up.lanes.iter().map(|lane| toml::Value::from(lane.as_str())).collect::<Vec<_>>();
+            flags.extend((!lanes.is_empty()).then(|| ("up.lanes", toml::Value::from(lanes).to_string())));
             flags.extend(up.listen.map(|listen| ("http.listen", quoted(&listen))));
             flags.extend(up.models.as_ref().map(|dir| ("worker.models", quoted(&dir.display()))));
         }

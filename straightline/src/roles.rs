@@ -37,6 +37,7 @@ pub fn dispatcher_config(settings: &Settings, name: Option<String>) -> Result<di
         record_keep: settings.records.keep,
         inline_bytes_max: inline_bytes(settings),
         memory_budget: usize::try_from(ours.memory_budget.as_u64()).unwrap_or(usize::MAX),
+        placement_log: ours.placement_log.clone(),
         ..dispatcher::Config::default()
     };
     config.check()?;
@@ -75,10 +76,14 @@ fn local_config(settings: &Settings) -> workers::local::Config {
     }
 }
 
-/// The worker's settings, checked.
-pub fn worker_config(settings: &Settings, name: Option<String>) -> Result<workers::worker::Config> {
+/// The settings of a worker of `lane`, checked.
+pub fn worker_config(
+    settings: &Settings,
+    lane: Lane,
+    name: Option<String>,
+) -> Result<workers::worker::Config> {
     let config = workers::worker::Config {
-        name: name.unwrap_or_else(|| process_name("worker")),
+        name: name.unwrap_or_else(|| process_name(lane.as_str())),
         retry: retry(settings),
         run_timeout: settings.worker.run_timeout,
         record_keep: settings.records.keep,
@@ -87,13 +92,18 @@ pub fn worker_config(settings: &Settings, name: Option<String>) -> Result<worker
         data_dir: Some(settings.storage.dir.clone()),
         ..workers::worker::Config::default()
     };
-    config.check(local_config(settings).slots)?;
+    let slots = match lane {
+        Lane::Local => local_config(settings).slots,
+        Lane::Docker => settings.docker.slots(),
+        Lane::Serverless => settings.serverless.concurrency_max,
+    };
+    config.check(slots)?;
     Ok(config)
 }
 
 /// Starts a worker of `lane`.
 pub async fn work(station: &Station, lane: Lane, catalog: Catalog, name: Option<String>) -> Result<Worker> {
-    let config = worker_config(&station.settings, name)?;
+    let config = worker_config(&station.settings, lane, name)?;
     let executor = lanes::start(&station.settings, lane, catalog, &config.name).await?;
     let (broker, state) = (Arc::clone(&station.broker), Arc::clone(&station.state));
     Ok(Worker::start(config, broker, state, Some(Arc::clone(&station.blobs)), executor).await?)

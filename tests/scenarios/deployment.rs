@@ -14,10 +14,12 @@ use tests::stage::Context;
 pub(crate) const START: Duration = Duration::from_secs(60);
 
 /// Where broker and state of a production-shaped deployment are.
+#[derive(Clone)]
 pub(crate) struct Production {
     broker: String,
     state: String,
     data: PathBuf,
+    settings: Vec<(&'static str, String)>,
 }
 
 impl Production {
@@ -30,7 +32,13 @@ impl Production {
 
     /// On these services.
     pub(crate) fn on(context: &Context, broker: String, state: String) -> Self {
-        Self { broker, state, data: context.folder().join("data") }
+        Self { broker, state, data: context.folder().join("data"), settings: Vec::new() }
+    }
+
+    /// The same with one more setting, of every process started from here on.
+    pub(crate) fn with(mut self, variable: &'static str, value: impl Into<String>) -> Self {
+        self.settings.push((variable, value.into()));
+        self
     }
 
     pub(crate) fn broker_url(&self) -> &str {
@@ -40,6 +48,7 @@ impl Production {
     /// A command of the binary on this deployment.
     pub(crate) async fn command(&self, context: &Context, name: &str) -> Result<Program> {
         let program = context.straightline(name).await?;
+        let program = self.settings.iter().fold(program, |program, (name, value)| program.env(name, value));
         Ok(program
             .env("STRAIGHTLINE_BROKER__URL", &self.broker)
             .env("STRAIGHTLINE_STATE__URL", &self.state)
@@ -47,18 +56,37 @@ impl Production {
             .env("STRAIGHTLINE_WORKER__DIAGNOSTICS", "true"))
     }
 
+    /// A dispatcher; its placements go to `<name>.jsonl`.
     pub(crate) async fn dispatcher(&self, context: &Context, name: &str) -> Result<Process> {
-        let mut process = self.command(context, name).await?.args(["dispatcher", "--name", name]).start()?;
+        let program = self.command(context, name).await?;
+        let program = program.env("STRAIGHTLINE_DISPATCHER__PLACEMENT_LOG", placement_log(context, name));
+        let mut process = program.args(["dispatcher", "--name", name]).start()?;
         process.ready_log("ready", START).await?;
         Ok(process)
     }
 
+    /// A worker of the local lane.
     pub(crate) async fn worker(&self, context: &Context, name: &str) -> Result<Process> {
+        self.worker_of(context, "local", name).await
+    }
+
+    pub(crate) async fn worker_of(&self, context: &Context, lane: &str, name: &str) -> Result<Process> {
         let program = self.command(context, name).await?;
-        let mut process = program.args(["worker", "--lane", "local", "--name", name]).start()?;
+        let mut process = program.args(["worker", "--lane", lane, "--name", name]).start()?;
         process.ready_log("ready", START).await?;
         Ok(process)
     }
+
+    /// How it stands.
+    pub(crate) async fn status(&self, context: &Context) -> Result<Value> {
+        let command = self.command(context, "status").await?.args(["status", "--json"]);
+        command.run(START).await?.expect(0)?.json()
+    }
+}
+
+/// Where the dispatcher of that name writes its placements.
+pub(crate) fn placement_log(context: &Context, dispatcher: &str) -> PathBuf {
+    context.folder().join(format!("{dispatcher}.jsonl"))
 }
 
 /// An `up` over a data folder.
@@ -91,18 +119,31 @@ pub(crate) fn digits() -> Result<Vec<(Vec<u8>, u64)>> {
     text.lines().skip(1).map(row).collect()
 }
 
-/// A file of `count` jobs, a line each: mostly single digits, some batches, some for the heavier model, in all
-/// classes. Every job has an id of its own.
+/// A file of `count` jobs, a line each: mostly single digits, some batches, some for the heavier model.
 pub(crate) fn jobs_file(path: &Path, count: usize) -> Result<BTreeMap<String, Vec<u64>>> {
+    jobs_file_of(path, count, mixture)
+}
+
+/// What most scenarios send: the model and the number of images of a job.
+pub(crate) fn mixture(job: usize) -> (&'static str, usize) {
+    match job % 200 {
+        7 => ("digits", 400),
+        50 | 100 | 150 => ("digits-conv", 1),
+        _ => ("digits", 1),
+    }
+}
+
+/// A file of `count` jobs, a line each, in all classes, and the labels of each by its id. Every job has an id of its own.
+pub(crate) fn jobs_file_of(
+    path: &Path,
+    count: usize,
+    kind: impl Fn(usize) -> (&'static str, usize),
+) -> Result<BTreeMap<String, Vec<u64>>> {
     let digits = digits()?;
     let mut lines = String::new();
     let mut labels = BTreeMap::new();
     for job in 0..count {
-        let (model, images) = match job % 200 {
-            7 => ("digits", 400),
-            50 | 100 | 150 => ("digits-conv", 1),
-            _ => ("digits", 1),
-        };
+        let (model, images) = kind(job);
         let picked: Vec<_> = (0..images).map(|n| &digits[(job * 7 + n) % digits.len()]).collect();
         let id = format!("{:08x}-0000-7000-8000-{:012x}", 0x019a_a000 + job / 65_536, job);
         let class = ["normal", "high", "low"][job % 3];

@@ -5,6 +5,7 @@ mod conformance;
 mod deployment;
 mod docker;
 mod harness;
+mod lanes;
 mod layering;
 mod pipeline;
 mod serverless;
@@ -28,6 +29,7 @@ fn main() -> Result<ExitCode> {
         trouble::scenarios(),
         bad_input::scenarios(),
         docker::scenarios(),
+        lanes::scenarios(),
     ];
     scenario::run(rooms.into_iter().flatten().collect())
 }

@@ -96,8 +96,7 @@ async fn production(context: &Context, version: RabbitVersion) -> Result<()> {
     for worker in ["w1", "w2"] {
         ensure!(results.iter().any(|result| result["worker"] == worker), "{worker} ran nothing");
     }
-    let status = deployment.command(context, "status").await?.args(["status", "--json"]).run(LONG).await?;
-    let status = status.expect(0)?.json()?;
+    let status = deployment.status(context).await?;
     ensure!(status["dispatchers"].as_array().is_some_and(|found| found.len() == 2), "{status}");
     ensure!(status["workers"].as_array().is_some_and(|found| found.len() == 2), "{status}");
     ensure!(status["dead"] == 0, "{status}");

@@ -27,6 +27,7 @@ use async_trait::async_trait;
 use client::Client;
 use engine::Engine;
 use keeper::Keeper;
+use schemas::heartbeat::{BACKEND_MODELS_MAX, Backend, INSTANCE_IDS_MAX, Instances};
 use schemas::{Failure, Lane, ModelName};
 use starter::Starter;
 use std::collections::{BTreeMap, BTreeSet};
@@ -253,8 +254,42 @@ pub struct Summary {
     pub away: Option<String>,
     /// Every container, the oldest first.
     pub containers: Vec<Container>,
+    /// The models whose latest container would not start, and why.
+    pub faults: Vec<(ModelName, String)>,
     /// Jobs that wait for one.
     pub waiting: usize,
+}
+
+impl Summary {
+    /// The same for a heartbeat, of the engine at `host`.
+    fn backend(&self, host: &str) -> Backend {
+        let mut of: BTreeMap<&ModelName, Instances> = BTreeMap::new();
+        let entry = |model| Instances::none(ModelName::clone(model));
+        for container in &self.containers {
+            let model = of.entry(&container.model).or_insert_with_key(|model| entry(model));
+            match (container.stage, container.running) {
+                (Stage::Starting, _) => model.starting += 1,
+                (Stage::Serving, 0) => model.idle += 1,
+                (Stage::Serving, _) => model.busy += 1,
+                (Stage::Closing | Stage::Leaving, _) => model.leaving += 1,
+            }
+            if let Some(id) = &container.id
+                && model.ids.len() < INSTANCE_IDS_MAX
+            {
+                model.ids.push(id.chars().take(ID_SHORT).collect());
+            }
+        }
+        for (model, problem) in &self.faults {
+            of.entry(model).or_insert_with_key(|model| entry(model)).problem = Some(problem.clone());
+        }
+        let engine = self.engine.as_deref().map_or_else(|| "Docker".to_owned(), |it| format!("Docker {it}"));
+        Backend {
+            name: format!("{engine} at {host}"),
+            problem: self.away.clone(),
+            waiting: u32::try_from(self.waiting).unwrap_or(u32::MAX),
+            instances: of.into_values().take(BACKEND_MODELS_MAX).collect(),
+        }
+    }
 }
 
 /// A container, for status.
@@ -270,8 +305,12 @@ pub struct Container {
     pub running: u32,
 }
 
+/// Letters of a container's id that tell it apart, as `docker ps` shows it.
+const ID_SHORT: usize = 12;
+
 /// The lane.
 pub struct Docker {
+    host: String,
     models: Vec<ModelName>,
     client: Client,
     capacity: watch::Receiver<Capacity>,
@@ -291,14 +330,14 @@ impl Docker {
         keeper::describe();
         let models: BTreeSet<ModelName> = config.models.iter().chain(config.images.keys()).cloned().collect();
         let config = Arc::new(config);
-        let owner = owner::this();
+        let (owner, host) = (owner::this(), config.host.clone());
         let starter = Starter::new(Arc::clone(&config), owner.clone(), Arc::clone(&engine), Http::new());
         let (client, keeper) = Keeper::new(Arc::clone(&config), owner.clone(), Arc::clone(&engine), starter);
         let (capacity, summary) = (keeper.capacity(), keeper.summary());
         let watcher = watcher::watch(engine, owner, config.worker.clone(), client.events());
         let watching = tokio::spawn(watcher);
         tokio::spawn(keeper.run());
-        Ok(Self { models: models.into_iter().collect(), client, capacity, summary, watching })
+        Ok(Self { host, models: models.into_iter().collect(), client, capacity, summary, watching })
     }
 
     /// How the lane is, and changes of that.
@@ -319,6 +358,10 @@ impl Executor for Docker {
 
     fn capacity(&self) -> watch::Receiver<Capacity> {
         self.capacity.clone()
+    }
+
+    fn backend(&self) -> Option<Backend> {
+        Some(self.summary.borrow().backend(&self.host))
     }
 
     /// Waiting for a container to be ready does not count against the task's limit.

@@ -5,29 +5,12 @@
 //! Asking takes milliseconds and may wait for a driver: do it off the async runtime.
 
 use nvml_wrapper::{Device, Nvml};
-use serde::Serialize;
+use schemas::heartbeat::Gpu;
 use std::path::Path;
 
 /// The library, opened.
 pub struct Gpus {
     nvml: Nvml,
-}
-
-/// One device, just now.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Gpu {
-    /// Its number, as containers ask for it.
-    pub index: u32,
-    /// Its unique id, as containers may ask for it too.
-    pub uuid: Option<String>,
-    /// What it is called.
-    pub name: Option<String>,
-    /// Its memory, in bytes.
-    pub memory_bytes: Option<u64>,
-    /// Memory in use, in bytes.
-    pub memory_used_bytes: Option<u64>,
-    /// Share of time in which it was busy of late, 0 to 1.
-    pub used: Option<f64>,
 }
 
 /// Why there is no GPU.

@@ -1,12 +1,13 @@
 //! A lane, as the worker loop sees it: something that runs one task in one of its slots.
 //!
-//! [`Executor`] is the port. [`crate::local`] is the lane in this process; the docker and serverless lanes will stand
+//! [`Executor`] is the port. [`crate::local`] is the lane in this process; [`crate::docker`] and [`crate::serverless`] stand
 //! beside it. What a lane owns: how a run is started, limited in time and ended. What it must not do: decide
 //! about retries, touch queues or records. Inputs and outputs that rest in the blob store are fetched and stored
 //! by the worker, so that no lane has to know of them.
 
 use async_trait::async_trait;
 use schemas::body::Parameter;
+use schemas::heartbeat::Backend;
 use schemas::{Failure, JobId, Lane, ModelName, Payload};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,6 +24,11 @@ pub trait Executor: Send + Sync {
 
     /// What it can take, and changes of that. The worker never has more runs under way than slots.
     fn capacity(&self) -> watch::Receiver<Capacity>;
+
+    /// Who runs its tasks, where that is not this process, and how that one is just now. Asked at every heartbeat.
+    fn backend(&self) -> Option<Backend> {
+        None
+    }
 
     /// Runs `task` once, within [`Task::limit`]. A failure says whose fault it was by its kind: `Busy` costs the job
     /// no attempt. Dropping the future gives the run up: a lane that can stop a run does so, and one that cannot

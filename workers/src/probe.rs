@@ -1,9 +1,9 @@
 //! What this machine has and uses, as far as it can be told. What cannot be told is `None`, never zero.
 //!
-//! Sampling reads files and may wait for a disk: call it off the async runtime. (A GPU's memory and load will be
-//! probed here too, once a lane needs them.)
+//! Sampling reads files and may wait for a disk or a driver: call it off the async runtime.
 
-use schemas::heartbeat::Resources;
+use crate::gpu::{self, Gpus, NoGpu};
+use schemas::heartbeat::{Gpu, Resources};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use sysinfo::{
@@ -22,6 +22,8 @@ pub struct Probe {
     system: Option<System>,
     networks: Option<Networks>,
     disks: Option<Disks>,
+    /// Opened by the first sample: a driver may take its time.
+    gpus: Option<Result<Gpus, NoGpu>>,
     /// When the processors were last looked at.
     cpu_seen: Option<Instant>,
     traffic: Option<(Instant, Traffic)>,
@@ -45,6 +47,7 @@ impl Probe {
             system: System::new().ok(),
             networks: Networks::new().ok(),
             disks: Disks::new().ok(),
+            gpus: None,
             cpu_seen: None,
             traffic: None,
         }
@@ -70,7 +73,18 @@ impl Probe {
             disk_free_bytes: self.disk_free(),
             network_received_bytes_per_s: received,
             network_sent_bytes_per_s: sent,
+            gpus: self.gpus(),
         }
+    }
+
+    /// `None` without a driver, which is looked for once.
+    fn gpus(&mut self) -> Option<Vec<Gpu>> {
+        let opened = self.gpus.get_or_insert_with(|| {
+            Gpus::open(None).inspect_err(|error| tracing::info!("{error}"))
+        });
+        let gpus = opened.as_ref().ok()?.sample();
+        gpu::publish(&gpus);
+        Some(gpus)
     }
 
     fn cpu(&mut self, now: Instant) -> Option<f64> {

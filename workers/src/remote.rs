@@ -37,10 +37,18 @@ pub(crate) struct ModelServer {
 
 /// An address that cannot be a server's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{url:?} is no address of a model server: use http://host:port or https://host")]
-pub(crate) struct InvalidServer {
-    /// As it was given.
-    url: String,
+#[error("{0}")]
+pub(crate) struct InvalidServer(String);
+
+/// Whether `uri` has a name or a password in it, which would be shown wherever it is.
+pub(crate) fn has_login(uri: &Uri) -> bool {
+    uri.authority().is_some_and(|authority| authority.as_str().contains('@'))
+}
+
+/// Why `url` will not do, without the login that may be in it.
+pub(crate) fn no_address(url: &str) -> String {
+    let shown = url.rsplit_once('@').map_or_else(|| url.to_owned(), |(_, rest)| format!("***@{rest}"));
+    format!("{shown:?} is no address: use http://host:port or https://host, without a login")
 }
 
 impl ModelServer {
@@ -56,11 +64,12 @@ impl ModelServer {
             matches!(uri.scheme_str(), Some("http" | "https"))
                 && uri.host().is_some()
                 && uri.query().is_none()
+                && !has_login(&uri)
         });
         if valid {
             Ok(Self { http, base, form, answer_bytes_max })
         } else {
-            Err(InvalidServer { url: url.to_owned() })
+            Err(InvalidServer(no_address(url)))
         }
     }
 

@@ -19,6 +19,7 @@ pub mod lambda;
 use crate::lane::{Capacity, Executor, InvalidConfig, Ran, Task};
 use async_trait::async_trait;
 use bytes::Bytes;
+use schemas::heartbeat::Backend;
 use schemas::{Failure, Lane, ModelName};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,9 @@ pub trait Functions: Send + Sync {
     /// whatever that is. An error other than [`InvokeError::Function`] or [`InvokeError::TimedOut`] says that no function has seen the event.
     /// Dropping the future gives the run up.
     async fn invoke(&self, call: Call) -> Result<Bytes, InvokeError>;
+
+    /// Who that is, and how it is just now.
+    fn backend(&self) -> Backend;
 
     /// Ends what runs. Later calls fail.
     async fn stop(&self);
@@ -131,6 +135,10 @@ impl Executor for Serverless {
 
     fn capacity(&self) -> watch::Receiver<Capacity> {
         self.capacity.subscribe()
+    }
+
+    fn backend(&self) -> Option<Backend> {
+        Some(self.functions.backend())
     }
 
     async fn run(&self, task: Task) -> Result<Ran, Failure> {

@@ -36,7 +36,7 @@ use crate::probe::Probe;
 use broker::{Broker, BrokerError, Queue};
 use intake::Intake;
 use recorder::Recorder;
-use report::{About, Load, Reporter};
+use report::{About, Failures, Load, Reporter};
 use run::{Ended, Loop, Wires};
 use schemas::UnixMillis;
 use schemas::limits::{INLINE_BYTES_DEFAULT, INLINE_BYTES_MAX, RECORD_RETENTION_DEFAULT};
@@ -219,9 +219,12 @@ impl Worker {
 
         let models = executor.models();
         let (load, reported) = watch::channel(Load { slots, ..Load::default() });
+        let failures = Arc::<Failures>::default();
         let reporter = Reporter {
             state: Arc::clone(&state),
             load: reported,
+            failures: Arc::clone(&failures),
+            executor: Arc::clone(&executor),
             about: About {
                 worker: config.name.clone(),
                 lane,
@@ -248,6 +251,7 @@ impl Worker {
             executor,
             models: models.into_iter().collect(),
             recorder,
+            failures,
         });
         let wires = Wires { arrivals, broadcasts, capacity, phase: phases, prefetch, load };
         tokio::spawn(live(services, wires, reporter, end));

@@ -3,7 +3,7 @@
 
 use crate::now;
 use broker::{Broker, Depth, Health, Queue};
-use schemas::heartbeat::{DispatcherReport, WorkerReport};
+use schemas::heartbeat::{DispatcherReport, LastFailure, WorkerReport};
 use schemas::{Lane, UnixMillis};
 use serde::{Deserialize, Serialize};
 use state::{Batch, LaneFacts, State, StateError};
@@ -76,6 +76,9 @@ pub struct LaneStatus {
     /// Why not, and what to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// The attempt in this lane that failed last, if that was within the last minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<LastFailure>,
     /// Workers alive and taking jobs.
     pub workers: u32,
     /// Workers alive that take no more.
@@ -94,6 +97,9 @@ pub struct LaneStatus {
 
 /// How far back the frequency looks is of no matter to a batch without models.
 const NO_WINDOW: Duration = Duration::from_secs(1);
+
+/// For how long a failed attempt is news.
+const LATELY: Duration = Duration::from_secs(60);
 
 /// Gathers how it stands. Never fails: what cannot be had is said to be missing.
 pub async fn status(broker: &dyn Broker, state: &dyn State) -> Status {
@@ -120,14 +126,15 @@ pub async fn status(broker: &dyn Broker, state: &dyn State) -> Status {
             queues.iter().zip(depths).map(|(queue, depth)| queue_status(queue, depth, &workers)).collect()
         })
         .unwrap_or_default();
+    let at = now();
     Status {
-        at: now(),
+        at,
         broker,
         state: Service { healthy: problem.is_none(), problem },
         intake: intake(&queues, &dispatchers),
         lanes: Lane::ALL
             .into_iter()
-            .map(|lane| lane_status(lane, &workers, facts.map(|lanes| lanes[lane.index()])))
+            .map(|lane| lane_status(lane, &workers, facts.map(|lanes| lanes[lane.index()]), at))
             .collect(),
         queues,
         workers,
@@ -176,9 +183,14 @@ fn intake(queues: &[QueueStatus], dispatchers: &[DispatcherReport]) -> Intake {
     }
 }
 
-fn lane_status(lane: Lane, workers: &[WorkerReport], facts: Option<LaneFacts>) -> LaneStatus {
+fn lane_status(
+    lane: Lane,
+    workers: &[WorkerReport],
+    facts: Option<LaneFacts>,
+    now: UnixMillis,
+) -> LaneStatus {
     let alive: Vec<_> = workers.iter().filter(|worker| worker.lane == lane).collect();
-    let taking: Vec<_> = alive.iter().filter(|worker| !worker.draining).collect();
+    let taking: Vec<_> = alive.iter().copied().filter(|worker| !worker.draining).collect();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let draining = count(alive.len() - taking.len());
     let slots: u32 = taking.iter().map(|worker| worker.slots).sum();
@@ -188,12 +200,15 @@ fn lane_status(lane: Lane, workers: &[WorkerReport], facts: Option<LaneFacts>) -
         (1.., ..) => None,
         (0, 0, 0) => Some(format!("no worker is alive: {start}")),
         (0, 0, _) => Some(format!("its last workers are draining: {start}")),
-        (0, ..) => Some(no_slots(lane).to_owned()),
+        (0, ..) => Some(no_slots(lane, &taking)),
     };
+    let failures = alive.iter().filter_map(|worker| worker.last_failure.as_ref());
+    let lately = failures.filter(|failure| now.since(failure.at) < LATELY);
     LaneStatus {
         lane,
         available: note.is_none(),
         note,
+        last_failure: lately.max_by_key(|failure| failure.at).cloned(),
         workers: count(taking.len()),
         draining,
         slots,
@@ -205,22 +220,27 @@ fn lane_status(lane: Lane, workers: &[WorkerReport], facts: Option<LaneFacts>) -
     }
 }
 
-/// Why a lane whose workers live has no slots.
-fn no_slots(lane: Lane) -> &'static str {
-    match lane {
-        Lane::Docker => "its workers reach no Docker engine: install Docker, start it, or set docker.host",
-        Lane::Serverless => "its workers have no slots: nobody is there who runs functions; see their logs",
-        Lane::Local => {
-            "its workers have no slots: every run hangs, or the server beside them is not ready; see their logs"
-        }
-    }
+/// Why a lane whose workers live has no slots, and what to do about it.
+fn no_slots(lane: Lane, workers: &[&WorkerReport]) -> String {
+    let backends = workers.iter().filter_map(|worker| worker.backend.as_ref());
+    let told = backends.filter_map(|backend| Some((&backend.name, backend.problem.as_ref()?))).next();
+    let Some((backend, problem)) = told else {
+        return "its workers have no slots: every run of theirs hangs; see their logs".to_owned();
+    };
+    let remedy = match lane {
+        Lane::Docker => "; install Docker, start it, or set docker.host",
+        Lane::Local => "; start the server, or correct worker.server.url",
+        Lane::Serverless => "",
+    };
+    format!("{backend}: {problem}{remedy}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::heartbeat::Resources;
+    use schemas::heartbeat::{Backend, Resources};
     use schemas::wire::WIRE_VERSION;
+    use schemas::{Failure, FailureKind, ModelName};
 
     fn worker(lane: Lane, running: u32, draining: bool) -> WorkerReport {
         WorkerReport {
@@ -235,6 +255,8 @@ mod tests {
             models: Vec::new(),
             draining,
             abandoned: 0,
+            last_failure: None,
+            backend: None,
             resources: Resources::default(),
             started: UnixMillis(0),
             build: "test".into(),
@@ -245,18 +267,43 @@ mod tests {
     fn a_lane_without_workers_says_what_to_do() {
         let workers =
             [worker(Lane::Local, 2, false), worker(Lane::Local, 1, true), worker(Lane::Docker, 0, true)];
-        let local = lane_status(Lane::Local, &workers, None);
+        let local = lane_status(Lane::Local, &workers, None, UnixMillis(0));
         assert!(local.available && local.note.is_none());
         assert_eq!((local.workers, local.draining, local.slots, local.running), (1, 1, 2, 3));
-        let docker = lane_status(Lane::Docker, &workers, None);
+        let docker = lane_status(Lane::Docker, &workers, None, UnixMillis(0));
         assert!(!docker.available && docker.note.unwrap().contains("draining"));
-        let serverless = lane_status(Lane::Serverless, &workers, None);
+        let serverless = lane_status(Lane::Serverless, &workers, None, UnixMillis(0));
         assert!(serverless.note.unwrap().contains("straightline worker --lane serverless"));
-        let away = [WorkerReport { slots: 0, ..worker(Lane::Docker, 0, false) }];
-        let docker = lane_status(Lane::Docker, &away, None);
-        assert!(!docker.available && docker.note.unwrap().contains("no Docker engine"));
-        let local = lane_status(Lane::Local, &[], None);
+        let away = Backend {
+            name: "Docker at unix:///d.sock".into(),
+            problem: Some("cannot be reached".into()),
+            ..Backend::default()
+        };
+        let away = [WorkerReport { slots: 0, backend: Some(away), ..worker(Lane::Docker, 0, false) }];
+        let docker = lane_status(Lane::Docker, &away, None, UnixMillis(0));
+        assert!(!docker.available);
+        let note = docker.note.unwrap();
+        assert!(note.starts_with("Docker at unix:///d.sock: cannot be reached; install Docker"), "{note}");
+        let local = lane_status(Lane::Local, &[], None, UnixMillis(0));
         assert!(local.note.unwrap().contains("straightline worker --lane local"));
+    }
+
+    #[test]
+    fn the_latest_failure_of_a_lane_is_told_while_it_is_news() {
+        let failed = |at: u64, words: &str| WorkerReport {
+            last_failure: Some(LastFailure {
+                at: UnixMillis(at),
+                model: ModelName::new("m").unwrap(),
+                failure: Failure::new(FailureKind::ModelError, words),
+                total: 3,
+            }),
+            ..worker(Lane::Local, 0, false)
+        };
+        let workers = [failed(1_000, "first"), failed(5_000, "second"), worker(Lane::Local, 0, false)];
+        let told = |now| lane_status(Lane::Local, &workers, None, UnixMillis(now)).last_failure;
+        assert_eq!(told(64_999).unwrap().failure.message, "second");
+        assert_eq!(told(65_000), None);
+        assert_eq!(lane_status(Lane::Docker, &workers, None, UnixMillis(5_000)).last_failure, None);
     }
 
     #[test]

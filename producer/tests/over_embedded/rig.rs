@@ -109,6 +109,8 @@ impl Station {
             models: vec![ModelName::new("digits").unwrap()],
             draining: false,
             abandoned: 0,
+            last_failure: None,
+            backend: None,
             resources: Resources::default(),
             started: now(),
             build: "test".into(),

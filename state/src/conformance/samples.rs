@@ -33,6 +33,8 @@ pub(super) fn worker(name: &str, lane: Lane, slots: u32, models: &[&str]) -> Wor
         models: models.iter().map(|name| model(name)).collect(),
         draining: false,
         abandoned: 0,
+        last_failure: None,
+        backend: None,
         resources: Resources::default(),
         started: UnixMillis(1_700_000_000_000),
         build: "0.0.0-test".to_owned(),

@@ -4,8 +4,8 @@ use super::samples::{KEEP, SHORT, claiming, counting, dispatcher, model, observe
 use super::{Fixture, fresh_name, open, until};
 use crate::facts::{LaneFacts, ModelFacts};
 use crate::{Limits, State};
-use schemas::heartbeat::{Resources, WorkerReport};
-use schemas::{Lane, LaneSet};
+use schemas::heartbeat::{Backend, Instances, LastFailure, Resources, WorkerReport};
+use schemas::{Failure, FailureKind, Lane, LaneSet, UnixMillis};
 
 /// The names of the live workers.
 async fn names(state: &dyn State) -> Vec<String> {
@@ -58,6 +58,23 @@ pub async fn a_report_comes_back_as_it_was(fixture: &dyn Fixture) {
         completed_per_s: 12.345_678_9,
         draining: true,
         abandoned: 1,
+        last_failure: Some(LastFailure {
+            at: UnixMillis(1_700_000_000_500),
+            model: model("digits"),
+            failure: Failure::new(FailureKind::ModelError, "server of digits answered 500"),
+            total: 3,
+        }),
+        backend: Some(Backend {
+            name: "Docker 20.10 at unix:///docker.sock".to_owned(),
+            problem: Some("cannot be reached".to_owned()),
+            waiting: 2,
+            instances: vec![Instances {
+                idle: 1,
+                ids: vec!["0123456789ab".to_owned()],
+                problem: Some("was not ready within 100 ms".to_owned()),
+                ..Instances::none(model("digits"))
+            }],
+        }),
         resources: Resources {
             host: Some("host one".to_owned()),
             cpu_used: Some(0.25),

@@ -1,10 +1,10 @@
 //! `config`: show and check settings.
 
 use crate::config::{Services, Settings};
-use crate::print;
-use crate::roles;
+use crate::{lanes, print, roles};
 use crate::station::Station;
 use anyhow::Result;
+use schemas::Lane;
 use workers::lane::Executor;
 
 /// Prints every setting with its value.
@@ -16,8 +16,12 @@ pub fn show(settings: &Settings) -> Result<()> {
 pub async fn check(settings: Settings) -> Result<()> {
     settings.check(Services::Together)?;
     roles::dispatcher_config(&settings, None)?;
-    roles::worker_config(&settings, None)?;
-    let lane = roles::load(&settings, roles::catalog(&settings)?).await?;
+    for lane in Lane::ALL {
+        roles::worker_config(&settings, lane, None)?;
+    }
+    let catalog = roles::catalog(&settings)?;
+    lanes::check(&settings, &catalog)?;
+    let lane = roles::load(&settings, catalog).await?;
     let models = lane.models().len();
     lane.stop().await;
     let station = Station::open(settings).await?;

@@ -6,6 +6,7 @@ use crate::config::Settings;
 use crate::print;
 use anyhow::Result;
 use producer::operations::{LaneStatus, Service, Status};
+use schemas::heartbeat::{Gpu, Instances, WorkerReport};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -80,6 +81,9 @@ fn table(status: &Status) -> String {
             worker.running,
             worker.slots
         ));
+        for text in backend_rows(worker) {
+            line(format!("  {text}"));
+        }
     }
     line(format!("\n{:<32} {:<14} {:>8} {:>9}", "dispatcher", "policy", "held", "placed/s"));
     for dispatcher in &status.dispatchers {
@@ -101,11 +105,48 @@ fn service(service: &Service) -> String {
     }
 }
 
+/// Who runs a worker's jobs, and what that one has started.
+fn backend_rows(worker: &WorkerReport) -> Vec<String> {
+    let gpus = worker.resources.gpus.iter().flatten().map(gpu_row);
+    let Some(backend) = &worker.backend else { return gpus.collect() };
+    let waiting = if backend.waiting == 0 { String::new() } else { format!(", {} waiting", backend.waiting) };
+    let problem = backend.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+    let instances = backend.instances.iter().map(instances_row);
+    std::iter::once(format!("{}{waiting}{problem}", backend.name)).chain(instances).chain(gpus).collect()
+}
+
+fn instances_row(of: &Instances) -> String {
+    let counts = [(of.starting, "starting"), (of.idle, "idle"), (of.busy, "busy"), (of.leaving, "leaving")];
+    let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+    let counts: Vec<_> = counts.collect();
+    let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
+    let ids = if of.ids.is_empty() { String::new() } else { format!("  {}", of.ids.join(" ")) };
+    let problem = of.problem.as_ref().map(|problem| format!("  {problem}")).unwrap_or_default();
+    format!("  {:<20} {counts}{ids}{problem}", of.model.as_str())
+}
+
+fn gpu_row(gpu: &Gpu) -> String {
+    let unknown = || "unknown".to_owned();
+    let bytes = |bytes: Option<u64>| bytes.map_or_else(unknown, |bytes| bytesize::ByteSize(bytes).to_string());
+    format!(
+        "GPU {} {}: memory {} of {} in use, load {}",
+        gpu.index,
+        gpu.name.as_deref().unwrap_or("unknown"),
+        bytes(gpu.memory_used_bytes),
+        bytes(gpu.memory_bytes),
+        gpu.used.map_or_else(unknown, |used| format!("{:.0}%", used * 100.0))
+    )
+}
+
 fn lane_row(lane: &LaneStatus) -> String {
     let room = lane.room.map_or_else(|| "-".to_owned(), |room| room.to_string());
     let note = lane.note.as_deref().map_or_else(String::new, |note| format!("  {note}"));
+    let failure = lane.last_failure.as_ref().map(|last| {
+        format!("\n{:<11} last failed attempt, of {} ({} so far): {}", "", last.model, last.total, last.failure)
+    });
+    let failure = failure.unwrap_or_default();
     format!(
-        "{:<11} {:>7} {:>5} {:>7} {:>10} {room:>5} {:>7.1}{note}",
+        "{:<11} {:>7} {:>5} {:>7} {:>10} {room:>5} {:>7.1}{note}{failure}",
         lane.lane.as_str(),
         lane.workers,
         lane.slots,

@@ -1,6 +1,6 @@
 //! `up`: everything in one process.
 
-use crate::config::{Services, Settings};
+use crate::config::{ConfigError, Services, Settings};
 use crate::station::Station;
 use crate::stopping::{self, Stop};
 use crate::{roles, sweeping, telemetry};
@@ -8,11 +8,10 @@ use anyhow::{Context, Result};
 use dispatcher::Dispatcher;
 use metrics_exporter_prometheus::PrometheusHandle;
 use producer::http;
-use schemas::Lane;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use workers::worker::Worker;
+use workers::worker::{Worker, WorkerError};
 
 /// How long requests under way may take to end once the process is to end: well within the 30 seconds that an
 /// orchestrator gives it for all.
@@ -21,7 +20,12 @@ const HTTP_DRAIN_MAX: Duration = Duration::from_secs(15);
 /// Runs until asked to stop.
 pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
     settings.check(Services::Together)?;
-    roles::worker_config(&settings, None)?;
+    if settings.up.lanes.is_empty() {
+        return Err(ConfigError::Value("up.lanes is empty: name a lane, such as local".to_owned()).into());
+    }
+    for lane in &settings.up.lanes {
+        roles::worker_config(&settings, *lane, None)?;
+    }
     roles::dispatcher_config(&settings, None)?;
     let mut stop = stopping::watch_signals()?;
     // The address first: a port in use is said at once, before anything is opened.
@@ -33,7 +37,11 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
     let station = Station::open(settings).await?;
     let catalog = roles::catalog(&station.settings)?;
     let contracts = catalog.contracts();
-    let worker = Arc::new(roles::work(&station, Lane::Local, catalog, None).await?);
+    let mut workers = Vec::new();
+    for lane in &station.settings.up.lanes {
+        workers.push(roles::work(&station, *lane, catalog.clone(), None).await?);
+    }
+    let workers: Arc<[Worker]> = workers.into();
     let dispatcher = Arc::new(roles::dispatch(&station, None)?);
     let client = station.client().await?;
     let _upkeep = telemetry::upkeep(metrics.clone());
@@ -51,7 +59,7 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
             ..http::Limits::default()
         },
         metrics_text: Arc::new(move || metrics.render()),
-        obstacle: obstacle(&worker, &dispatcher),
+        obstacle: obstacle(&workers, &dispatcher),
     };
     let mut until_drain = stop.clone();
     let mut server = tokio::spawn(async move {
@@ -62,7 +70,7 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
 
     let work = async {
         tokio::select! {
-            ended = worker.join() => ended.map_err(anyhow::Error::from),
+            ended = first_to_end(&workers) => ended.map_err(anyhow::Error::from),
             ended = dispatcher.join() => ended.map_err(anyhow::Error::from),
             ended = &mut server => ended.context("the HTTP face ended badly"),
         }
@@ -72,16 +80,16 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
         // Intake first (HTTP, then dispatching), then what runs, then what is on its way out.
         server.await.context("the HTTP face ended badly")?;
         dispatcher.drain().await?;
-        worker.drain();
-        anyhow::Ok(worker.join().await?)
+        workers.iter().for_each(Worker::drain);
+        anyhow::Ok(all_ended(&workers).await?)
     };
     tokio::select! {
         drained = drain => drained?,
         () = stopping::until(&mut stop, Stop::Now) => {
             dispatcher.halt();
-            worker.halt();
+            workers.iter().for_each(Worker::halt);
             dispatcher.join().await?;
-            worker.join().await?;
+            all_ended(&workers).await?;
         }
     }
     client.close(Duration::ZERO).await;
@@ -91,11 +99,24 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
     Ok(())
 }
 
+/// How the first worker to end has ended.
+async fn first_to_end(workers: &[Worker]) -> Result<(), WorkerError> {
+    let ends = workers.iter().map(|worker| Box::pin(worker.join()));
+    futures_util::future::select_all(ends).await.0
+}
+
+/// Waits for every worker, and says which ended badly if one did.
+async fn all_ended(workers: &[Worker]) -> Result<(), WorkerError> {
+    futures_util::future::join_all(workers.iter().map(Worker::join)).await.into_iter().collect()
+}
+
 /// What of this process keeps jobs from being done.
-fn obstacle(worker: &Arc<Worker>, dispatcher: &Arc<Dispatcher>) -> http::Obstacle {
-    let (worker, dispatcher) = (Arc::clone(worker), Arc::clone(dispatcher));
-    Arc::new(move || match (roles::takes_jobs(&worker), roles::places_jobs(&dispatcher)) {
-        (false, _) => Some("this process's worker takes no jobs"),
+fn obstacle(workers: &Arc<[Worker]>, dispatcher: &Arc<Dispatcher>) -> http::Obstacle {
+    let (workers, dispatcher) = (Arc::clone(workers), Arc::clone(dispatcher));
+    // One lane is enough: that of an engine that is away is passed over.
+    let takes_jobs = move || workers.iter().any(roles::takes_jobs);
+    Arc::new(move || match (takes_jobs(), roles::places_jobs(&dispatcher)) {
+        (false, _) => Some("no worker of this process takes jobs"),
         (_, false) => Some("this process's dispatcher has ended"),
         _ => None,
     })

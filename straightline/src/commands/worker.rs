@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// Runs until asked to stop.
 pub async fn run(settings: Settings, options: &cli::Worker, metrics: PrometheusHandle) -> Result<()> {
     settings.check(Services::Shared)?;
-    roles::worker_config(&settings, None)?;
+    roles::worker_config(&settings, options.lane, None)?;
     let mut stop = stopping::watch_signals()?;
     let observer = observing::Observer::bind(options.metrics.or(settings.metrics.listen)).await?;
     // Models before connections: a broken one is said before any job could be taken.

@@ -147,6 +147,11 @@ impl Image {
 }
 
 impl Docker {
+    /// Jobs that the lane runs at once.
+    pub fn slots(&self) -> u32 {
+        self.containers_max.saturating_mul(self.slots_per_container)
+    }
+
     /// The lane's settings, with our own image for `models`.
     pub fn config(
         &self,

@@ -5,7 +5,7 @@ use bytesize::ByteSize;
 use schemas::Lane;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +20,8 @@ pub struct Settings {
     pub state: State,
     /// What is kept on this machine's disk.
     pub storage: Storage,
+    /// What `up` runs.
+    pub up: Up,
     /// The HTTP face of `up`.
     pub http: Http,
     /// The metrics port of `dispatcher` and `worker`.
@@ -89,6 +91,20 @@ impl Default for Storage {
     }
 }
 
+/// `[up]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Up {
+    /// The lanes that it runs a worker of.
+    pub lanes: BTreeSet<Lane>,
+}
+
+impl Default for Up {
+    fn default() -> Self {
+        Self { lanes: BTreeSet::from([Lane::Local]) }
+    }
+}
+
 /// `[http]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -149,6 +165,9 @@ pub struct Dispatcher {
     pub lane_queue_max: u32,
     /// Memory that jobs in hand may take.
     pub memory_budget: ByteSize,
+    /// File that every placement is added to, a line of JSON each, with all that it was decided by. Absent: none. It
+    /// grows without end: rotate it by copying and truncating.
+    pub placement_log: Option<PathBuf>,
 }
 
 impl Default for Dispatcher {
@@ -166,6 +185,7 @@ impl Default for Dispatcher {
             payload_max: Lane::ALL.into_iter().filter_map(limit).collect(),
             lane_queue_max: defaults.lane_queue_max,
             memory_budget: ByteSize(defaults.memory_budget as u64),
+            placement_log: None,
         }
     }
 }

@@ -371,10 +371,13 @@ impl Keeper {
                 running,
             })
             .collect();
+        let faults: Vec<_> =
+            self.pool.faults().map(|(model, failure)| (model.clone(), failure.message.clone())).collect();
         let waiting = self.pool.waiting();
         self.summary.send_if_modified(|summary| {
-            let news = (&summary.containers, summary.waiting) != (&containers, waiting);
-            (summary.containers, summary.waiting) = (containers, waiting);
+            let news =
+                (&summary.containers, &summary.faults, summary.waiting) != (&containers, &faults, waiting);
+            (summary.containers, summary.faults, summary.waiting) = (containers, faults, waiting);
             news
         });
     }

@@ -188,6 +188,11 @@ impl Pool {
         self.containers.iter().map(|(key, it)| (*key, &it.model, it.stage, it.running))
     }
 
+    /// The models whose latest container would not start, and why.
+    pub(super) fn faults(&self) -> impl Iterator<Item = (&ModelName, &Failure)> {
+        self.faults.iter().map(|(model, fault)| (model, &fault.failure))
+    }
+
     /// How many tasks wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()

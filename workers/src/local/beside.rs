@@ -8,6 +8,7 @@ use crate::lane::{Capacity, Executor, InvalidConfig, Ran, Task};
 use crate::remote::http::Http;
 use crate::remote::{Form, ModelServer};
 use async_trait::async_trait;
+use schemas::heartbeat::Backend;
 use schemas::{Failure, FailureKind, Lane, ModelName};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,43 +40,64 @@ const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The lane.
 pub struct Beside {
+    url: String,
     server: ModelServer,
     models: Vec<ModelName>,
     capacity: watch::Receiver<Capacity>,
+    /// Why it is not ready, while that is so.
+    problem: watch::Receiver<Option<String>>,
     doubted: Arc<Notify>,
     watching: JoinHandle<()>,
+}
+
+impl Config {
+    /// Checks what the types cannot.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        self.server().map(drop)
+    }
+
+    fn server(&self) -> Result<ModelServer, InvalidConfig> {
+        let slots = self.slots;
+        if slots == 0 || slots > super::SLOTS_MAX {
+            let problem = format!("is {slots}: use 1 to {}", super::SLOTS_MAX);
+            return Err(InvalidConfig::new("worker.slots", problem));
+        }
+        if self.models.is_empty() {
+            let problem = "is empty: name the models that the server has";
+            return Err(InvalidConfig::new("worker.server.models", problem));
+        }
+        let form = if self.binary { Form::Binary } else { Form::Json };
+        let server = ModelServer::new(Http::new(), &self.url, form, self.answer_bytes_max);
+        server.map_err(|error| InvalidConfig::new("worker.server.url", error.to_string()))
+    }
 }
 
 impl Beside {
     /// Starts watching the server, which need not be there yet.
     pub fn start(config: Config) -> Result<Self, InvalidConfig> {
-        let Config { url, slots, models, binary, answer_bytes_max } = config;
-        if slots == 0 || slots > super::SLOTS_MAX {
-            let problem = format!("is {slots}: use 1 to {}", super::SLOTS_MAX);
-            return Err(InvalidConfig::new("worker.slots", problem));
-        }
-        if models.is_empty() {
-            let problem = "is empty: name the models that the server has";
-            return Err(InvalidConfig::new("worker.server.models", problem));
-        }
-        let form = if binary { Form::Binary } else { Form::Json };
-        let server = ModelServer::new(Http::new(), &url, form, answer_bytes_max);
-        let server = server.map_err(|error| InvalidConfig::new("worker.server.url", error.to_string()))?;
+        let server = config.server()?;
+        let Config { url, slots, models, .. } = config;
         let (sender, capacity) = watch::channel(Capacity::default());
+        let (reasons, problem) = watch::channel(Some("it was not asked yet whether it is ready".to_owned()));
         let doubted = Arc::new(Notify::new());
-        let watching = tokio::spawn(look_after(server.clone(), url, slots, sender, Arc::clone(&doubted)));
-        Ok(Self { server, models, capacity, doubted, watching })
+        let watched = Watched { server: server.clone(), url: url.clone(), slots, capacity: sender, reasons };
+        let watching = tokio::spawn(look_after(watched, Arc::clone(&doubted)));
+        Ok(Self { url, server, models, capacity, problem, doubted, watching })
     }
 }
 
-/// Keeps the capacity what the server's readiness makes it.
-async fn look_after(
+/// A server that is looked after, and who is told of it.
+struct Watched {
     server: ModelServer,
     url: String,
     slots: u32,
     capacity: watch::Sender<Capacity>,
-    doubted: Arc<Notify>,
-) {
+    reasons: watch::Sender<Option<String>>,
+}
+
+/// Keeps the capacity what the server's readiness makes it.
+async fn look_after(watched: Watched, doubted: Arc<Notify>) {
+    let Watched { server, url, slots, capacity, reasons } = watched;
     let mut was: Option<bool> = None;
     loop {
         let found = server.ready(READY_TIMEOUT).await;
@@ -87,6 +109,8 @@ async fn look_after(
             _ => {}
         }
         let ready = found.is_ok();
+        // Before the capacity, whose change has it reported.
+        reasons.send_replace(found.err());
         was = Some(ready);
         let now = Capacity { slots: if ready { slots } else { 0 }, abandoned: 0 };
         capacity.send_if_modified(|shown| std::mem::replace(shown, now) != now);
@@ -111,6 +135,11 @@ impl Executor for Beside {
 
     fn capacity(&self) -> watch::Receiver<Capacity> {
         self.capacity.clone()
+    }
+
+    fn backend(&self) -> Option<Backend> {
+        let problem = self.problem.borrow().clone();
+        Some(Backend { name: format!("server at {}", self.url), problem, ..Backend::default() })
     }
 
     async fn run(&self, task: Task) -> Result<Ran, Failure> {

@@ -26,7 +26,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use instance::{Instance, Order};
 use pool::{Id, Limits, Pool, Taken};
-use schemas::{JobId, ModelName};
+use schemas::heartbeat::{BACKEND_MODELS_MAX, Backend, Instances};
+use schemas::{Failure, FailureKind, JobId, ModelName};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,6 +85,8 @@ pub struct FunctionSummary {
     pub starts_failed: u64,
     /// How long the latest cold start took, in seconds.
     pub cold_start_s: Option<f64>,
+    /// Why the latest start failed, until one does not.
+    pub start_problem: Option<String>,
 }
 
 /// The host. Dropping it ends idle instances at once and busy ones after their event.
@@ -109,12 +112,13 @@ struct Table {
     tallies: BTreeMap<ModelName, Tally>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Tally {
     cold: u64,
     warm: u64,
     starts_failed: u64,
     cold_start: Option<Duration>,
+    start_problem: Option<String>,
 }
 
 /// An invocation without an answer.
@@ -199,6 +203,7 @@ impl Host {
                 warm: tally.warm,
                 starts_failed: tally.starts_failed,
                 cold_start_s: tally.cold_start.map(|took| took.as_secs_f64()),
+                start_problem: tally.start_problem.clone(),
             }
         };
         Summary {
@@ -217,8 +222,25 @@ impl Host {
     }
 }
 
+impl FunctionSummary {
+    fn instances(self) -> Instances {
+        let Self { model, starting, idle, busy, start_problem: problem, .. } = self;
+        Instances { starting, idle, busy, problem, ..Instances::none(model) }
+    }
+}
+
 #[async_trait]
 impl Functions for Host {
+    fn backend(&self) -> Backend {
+        let functions = self.summary().functions.into_iter().map(FunctionSummary::instances);
+        let name = match self.invoke_address() {
+            Some(address) => format!("function host, Invoke API at {address}"),
+            None => "function host".to_owned(),
+        };
+        let told = functions.filter(|function| !function.is_none()).take(BACKEND_MODELS_MAX);
+        Backend { name, instances: told.collect(), ..Backend::default() }
+    }
+
     async fn invoke(&self, call: Call) -> Result<Bytes, InvokeError> {
         let request = Request {
             id: JobId::new().to_string(),
@@ -330,12 +352,15 @@ impl Shared {
         measure::cold_start(function, took);
         if let Some(tally) = self.table().tallies.get_mut(function) {
             tally.cold_start = Some(took);
+            tally.start_problem = None;
         }
     }
 
-    fn start_failed(&self, function: &ModelName) {
+    fn start_failed(&self, function: &ModelName, error: &InvokeError) {
         if let Some(tally) = self.table().tallies.get_mut(function) {
             tally.starts_failed += 1;
+            // A function says as much as it likes; a failure's message is bounded.
+            tally.start_problem = Some(Failure::new(FailureKind::LaneUnavailable, error).message);
         }
     }
 

@@ -6,6 +6,7 @@ use crate::lane::{Capacity, Executor, InvalidConfig, Ran, Task};
 use crate::remote::http::Http;
 use crate::remote::{Form, ModelServer};
 use async_trait::async_trait;
+use schemas::heartbeat::Backend;
 use schemas::{Failure, FailureKind, Lane, ModelName};
 use std::collections::BTreeMap;
 use tokio::sync::watch;
@@ -48,6 +49,7 @@ impl Config {
 
 /// The lane.
 pub struct HttpFunctions {
+    url: String,
     servers: BTreeMap<ModelName, ModelServer>,
     payload_bytes_max: usize,
     capacity: watch::Sender<Capacity>,
@@ -74,6 +76,7 @@ impl HttpFunctions {
             Ok((model.clone(), server))
         };
         Ok(Self {
+            url: config.url.clone(),
             servers: config.models.iter().map(server).collect::<Result<_, _>>()?,
             payload_bytes_max: config.payload_bytes_max,
             capacity: watch::Sender::new(Capacity { slots: config.concurrency_max, abandoned: 0 }),
@@ -93,6 +96,10 @@ impl Executor for HttpFunctions {
 
     fn capacity(&self) -> watch::Receiver<Capacity> {
         self.capacity.subscribe()
+    }
+
+    fn backend(&self) -> Option<Backend> {
+        Some(Backend { name: format!("HTTP functions at {}", self.url), ..Backend::default() })
     }
 
     async fn run(&self, task: Task) -> Result<Ran, Failure> {

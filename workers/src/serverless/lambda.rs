@@ -7,6 +7,7 @@
 
 use super::{Call, Functions, InvokeError, LAMBDA_PAYLOAD_BYTES_MAX};
 use crate::lane::InvalidConfig;
+use crate::remote::{has_login, no_address};
 use crate::remote::http::{Http, HttpError, Parts, Reply};
 use async_trait::async_trait;
 use aws_credential_types::Credentials as Keys;
@@ -15,6 +16,7 @@ use aws_sigv4::sign::v4;
 use bytes::Bytes;
 use hyper::{Request, StatusCode, Uri};
 use schemas::ModelName;
+use schemas::heartbeat::Backend;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -95,9 +97,10 @@ impl Config {
             matches!(uri.scheme_str(), Some("http" | "https"))
                 && uri.host().is_some()
                 && uri.query().is_none()
+                && !has_login(&uri)
         });
         if !valid {
-            let problem = format!("{endpoint:?} is no address: use https://host or http://host:port");
+            let problem = no_address(&endpoint);
             return Err(InvalidConfig::new("serverless.lambda.endpoint", problem));
         }
         if self.region.is_empty() {
@@ -180,6 +183,10 @@ impl Lambda {
 
 #[async_trait]
 impl Functions for Lambda {
+    fn backend(&self) -> Backend {
+        Backend { name: format!("AWS Lambda's API at {}", self.config.endpoint()), ..Backend::default() }
+    }
+
     async fn invoke(&self, call: Call) -> Result<Bytes, InvokeError> {
         let function = self.config.function(&call.model);
         let unreachable = |problem: String| InvokeError::Unreachable(format!("({function}) {problem}"));

@@ -1,11 +1,12 @@
 //! The heartbeat: what the worker says of itself, on change (coalesced) and at a steady beat.
 
 use crate::probe::Probe;
-use schemas::heartbeat::{Resources, WorkerReport};
+use crate::lane::Executor;
+use schemas::heartbeat::{LastFailure, Resources, WorkerReport};
 use schemas::wire::WIRE_VERSION;
-use schemas::{Lane, ModelName, UnixMillis};
+use schemas::{Failure, Lane, ModelName, UnixMillis};
 use state::State;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -24,11 +25,29 @@ pub(crate) struct Load {
     pub(crate) abandoned: u32,
 }
 
+/// The attempt that failed last.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(Mutex<Option<LastFailure>>);
+
+impl Failures {
+    pub(crate) fn note(&self, model: &ModelName, failure: &Failure, at: UnixMillis) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = last.as_ref().map_or(0, |last| last.total) + 1;
+        *last = Some(LastFailure { at, model: model.clone(), failure: failure.clone(), total });
+    }
+
+    fn last(&self) -> Option<LastFailure> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Sends reports until the load's sender is gone, then says that the worker has left.
 pub(crate) struct Reporter {
     pub(crate) state: Arc<dyn State>,
     pub(crate) load: watch::Receiver<Load>,
     pub(crate) about: About,
+    pub(crate) failures: Arc<Failures>,
+    pub(crate) executor: Arc<dyn Executor>,
     pub(crate) probe: Probe,
     /// Time between reports when nothing changes, and how long a report counts.
     pub(crate) beat: Duration,
@@ -46,28 +65,29 @@ pub(crate) struct About {
     pub(crate) build: String,
 }
 
-impl About {
+impl Reporter {
     fn report(&self, load: Load, resources: Resources) -> WorkerReport {
+        let About { worker, lane, queue, models, started, build } = self.about.clone();
         WorkerReport {
             version: WIRE_VERSION,
-            worker: self.worker.clone(),
-            lane: self.lane,
-            queue: self.queue.clone(),
+            worker,
+            lane,
+            queue,
             slots: load.slots,
             running: load.running,
             prefetched: load.prefetched,
             completed_per_s: load.completed_per_s,
-            models: self.models.clone(),
+            models,
             draining: load.draining,
             abandoned: load.abandoned,
+            last_failure: self.failures.last(),
+            backend: self.executor.backend(),
             resources,
-            started: self.started,
-            build: self.build.clone(),
+            started,
+            build,
         }
     }
-}
 
-impl Reporter {
     pub(crate) async fn run(mut self) {
         let mut beat = tokio::time::interval(self.beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -80,7 +100,7 @@ impl Reporter {
             }
             let sent = Instant::now();
             let load = *self.load.borrow_and_update();
-            let report = self.about.report(load, resources.clone());
+            let report = self.report(load, resources.clone());
             let answer = timeout(self.beat, self.state.report_worker(&report, self.keep)).await;
             let error = match answer {
                 Ok(Ok(())) => None,

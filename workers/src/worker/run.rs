@@ -257,6 +257,7 @@ impl Loop {
     fn failed(&mut self, seq: Seq, failure: Failure) {
         let Some(job) = self.hand.job(seq) else { return };
         measure::failed(self.services.lane, failure.kind);
+        self.services.failures.note(&job.header.model, &failure, now());
         let ending = self.after_attempt(&job.header, Err(failure.clone()));
         let retry_ms = match &ending {
             Ending::Retried { delay, .. } => Some(delay.millis()),

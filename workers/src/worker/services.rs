@@ -1,6 +1,7 @@
 //! What every part of the worker uses, and the few things they all do with it.
 
 use super::recorder::Recorder;
+use super::report::Failures;
 use super::{Config, ending};
 use crate::lane::Executor;
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -27,6 +28,7 @@ pub(crate) struct Services {
     pub(crate) executor: Arc<dyn Executor>,
     pub(crate) models: HashSet<ModelName>,
     pub(crate) recorder: Recorder,
+    pub(crate) failures: Arc<Failures>,
 }
 
 /// A job as it came: its header read, its body not.

@@ -87,7 +87,8 @@ impl Config {
         format!("arn:aws:lambda:{}:000000000000:function:{function}", self.region)
     }
 
-    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
+    /// Checks what the types cannot.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
         let invalid = |field, problem: &str| Err(InvalidConfig::new(field, problem));
         if self.functions.is_empty() {
             return invalid("serverless.host.functions", "is empty: name at least one model");

@@ -236,7 +236,7 @@ impl Instance {
             match phase {
                 Phase::Working { answer, .. } => drop(answer.send(Err(failed))),
                 Phase::Starting => {
-                    self.shared.start_failed(&self.function);
+                    self.shared.start_failed(&self.function, &failed.error);
                     // What comes behind the first was put there by nobody: a starting instance is given no more.
                     while let Ok(order) = self.orders.try_recv() {
                         let _ = order.answer.send(Err(failed.clone()));
