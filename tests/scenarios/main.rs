@@ -1,6 +1,7 @@
 //! The one integration binary: every scenario by name. `tests/run` prepares what they need.
 
 mod bad_input;
+mod compose;
 mod conformance;
 mod deployment;
 mod docker;
@@ -29,6 +30,7 @@ fn main() -> Result<ExitCode> {
         trouble::scenarios(),
         bad_input::scenarios(),
         docker::scenarios(),
+        compose::scenarios(),
         lanes::scenarios(),
     ];
     scenario::run(rooms.into_iter().flatten().collect())
