@@ -65,14 +65,19 @@ pub struct Redis {
 }
 
 impl Redis {
+    /// The same without asking the server for anything: while it is away, calls say so.
+    pub fn unasked(config: Config) -> Result<Arc<Self>, StateError> {
+        config.check()?;
+        let link = Link::new(&config)?;
+        Ok(Arc::new(Self { link, keys: Keys::new(&config.prefix), limits: config.limits }))
+    }
+
     /// Connects, and checks that the server is one that serves.
     pub async fn open(config: Config) -> Result<Arc<Self>, StateError> {
-        config.check()?;
-        let redis =
-            Self { link: Link::new(&config)?, keys: Keys::new(&config.prefix), limits: config.limits };
+        let redis = Self::unasked(config)?;
         redis.check_version().await?;
         redis.link.call::<()>("open", &redis.link.scripts().load()).await?;
-        Ok(Arc::new(redis))
+        Ok(redis)
     }
 
     async fn check_version(&self) -> Result<(), StateError> {

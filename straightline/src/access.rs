@@ -10,9 +10,22 @@ use crate::config::{Services, Settings};
 use crate::station::{self, Station};
 use anyhow::{Context, Result, anyhow};
 use producer::client::Cancelled;
-use producer::operations::{self, DeadDetails, DeadPage, Dropped, Requeued, Status, Which};
+use producer::operations::{self, DeadDetails, DeadPage, Dropped, Requeued, Which};
 use schemas::{JobId, JobResult};
 use std::time::Duration;
+
+/// The way over HTTP, if that is the one.
+pub fn http(settings: &Settings, server: &Server) -> Result<Option<Http>> {
+    if server.server.is_none() {
+        settings.check_services(Services::Together)?;
+        if !station::is_embedded(settings) {
+            return Ok(None);
+        }
+    }
+    let named = server.server.clone().or_else(|| settings.client.server.clone());
+    let address = named.unwrap_or_else(|| format!("http://{}", settings.http.listen));
+    Ok(Some(Http::new(&address)?))
+}
 
 /// One of the two ways.
 pub enum Access {
@@ -25,24 +38,9 @@ pub enum Access {
 impl Access {
     /// Chooses by what is configured; an explicit `--server` wins.
     pub async fn open(settings: Settings, server: &Server) -> Result<Self> {
-        let named = server.server.clone().or_else(|| settings.client.server.clone());
-        if server.server.is_none() {
-            settings.check_services(Services::Together)?;
-            if !station::is_embedded(&settings) {
-                return Ok(Self::Direct(Box::new(Station::open(settings).await?)));
-            }
-        }
-        let address = named.unwrap_or_else(|| format!("http://{}", settings.http.listen));
-        Ok(Self::Http(Http::new(&address)?))
-    }
-
-    /// How it stands.
-    pub async fn status(&self) -> Result<Status> {
-        match self {
-            Self::Direct(station) => {
-                Ok(operations::status(station.broker.as_ref(), station.state.as_ref()).await)
-            }
-            Self::Http(http) => http.get("/v1/status").await,
+        match http(&settings, server)? {
+            Some(http) => Ok(Self::Http(http)),
+            None => Ok(Self::Direct(Box::new(Station::open(settings).await?))),
         }
     }
 

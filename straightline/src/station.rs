@@ -1,9 +1,11 @@
 //! What every long-running command stands on: broker, state and blob store, as configured.
 
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, Settings, is_to_blame};
 use anyhow::Result;
 use broker::Broker;
+use producer::operations::{self, Status};
 use schemas::ClientName;
+use secrecy::SecretString;
 use state::State;
 use state::blobs::Blobs;
 use std::path::PathBuf;
@@ -73,6 +75,50 @@ impl Station {
     }
 }
 
+/// Broker and state as they are, be one of them away: what an operator looks at then.
+pub struct Parts {
+    settings: Settings,
+    broker: Result<Arc<dyn Broker>, String>,
+    state: Arc<dyn State>,
+}
+
+impl Parts {
+    /// Reaches for both. Only a setting that cannot work is an error.
+    pub async fn open(settings: Settings) -> Result<Self> {
+        let state = match &settings.state.url {
+            Some(url) => state::redis::Redis::unasked(redis_config(&settings, url))?,
+            None => open_state(&settings).await?,
+        };
+        let broker = Self::reach(&settings).await?;
+        Ok(Self { settings, broker, state })
+    }
+
+    async fn reach(settings: &Settings) -> Result<Result<Arc<dyn Broker>, String>> {
+        match open_broker(settings).await {
+            Ok(broker) => Ok(Ok(broker)),
+            Err(error) if is_to_blame(&error) => Err(error),
+            Err(error) => Ok(Err(error.to_string())),
+        }
+    }
+
+    /// How it stands. A broker that was away is reached for again.
+    pub async fn status(&mut self) -> Result<Status> {
+        if self.broker.is_err() {
+            self.broker = Self::reach(&self.settings).await?;
+        }
+        let broker = self.broker.as_deref().map_err(String::as_str);
+        Ok(operations::status(broker, self.state.as_ref()).await)
+    }
+
+    /// Lets go of both.
+    pub async fn close(self) {
+        if let Ok(broker) = self.broker {
+            broker.close().await;
+        }
+        self.state.close().await;
+    }
+}
+
 /// Whether the embedded broker is in use.
 pub fn is_embedded(settings: &Settings) -> bool {
     settings.broker.url.is_none()
@@ -97,15 +143,14 @@ async fn open_broker(settings: &Settings) -> Result<Arc<dyn Broker>> {
     }
 }
 
+fn redis_config(settings: &Settings, url: &SecretString) -> state::redis::Config {
+    let prefix = settings.state.prefix.clone();
+    state::redis::Config { prefix, ..state::redis::Config::new(url.clone()) }
+}
+
 async fn open_state(settings: &Settings) -> Result<Arc<dyn State>> {
     match &settings.state.url {
-        Some(url) => {
-            let config = state::redis::Config {
-                prefix: settings.state.prefix.clone(),
-                ..state::redis::Config::new(url.clone())
-            };
-            Ok(state::redis::Redis::open(config).await?)
-        }
+        Some(url) => Ok(state::redis::Redis::open(redis_config(settings, url)).await?),
         None => {
             Ok(state::embedded::Embedded::open(state::embedded::Config::new(&settings.storage.dir)).await?)
         }

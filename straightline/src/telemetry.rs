@@ -10,6 +10,10 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
+/// The AMQP client tells every failure it meets before it returns it, and several times; ours is the word on it. Whoever
+/// names it in the filter sees it all the same.
+const UNLESS_NAMED: &str = "lapin=off";
+
 /// What no filter may show: there the AMQP client logs messages that a broker returned, bodies and all.
 const NEVER: &str = "lapin::returned_messages=off";
 
@@ -35,6 +39,8 @@ fn filter(text: &str) -> Result<EnvFilter, ConfigError> {
     let never: Directive = NEVER.parse().expect("a directive");
     let filter = EnvFilter::try_new(text)
         .map_err(|error| ConfigError::Value(format!("log.filter {text:?} is not a filter: {error}")))?;
+    let quiet = (!text.contains("lapin")).then(|| UNLESS_NAMED.parse::<Directive>().expect("a directive"));
+    let filter = quiet.into_iter().fold(filter, EnvFilter::add_directive);
     // The last word on its target, and more specific than any word on the crate.
     Ok(filter.add_directive(never))
 }
@@ -80,6 +86,8 @@ mod tests {
             assert!(shown.split(',').any(|directive| directive == NEVER), "{text}: {shown}");
             assert!(!shown.contains("lapin::returned_messages=warn"), "{text}: {shown}");
         }
+        assert!(filter("info").unwrap().to_string().contains("lapin=off"));
+        assert!(filter("lapin=debug").unwrap().to_string().contains("lapin=debug"));
         assert!(filter("workers=loudly").unwrap_err().to_string().contains("log.filter"));
     }
 }

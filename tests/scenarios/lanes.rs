@@ -301,7 +301,7 @@ async fn broken_containers(context: &Context) -> Result<()> {
 async fn broken_functions(context: &Context) -> Result<()> {
     let root = workspace().join("tests/functions/python");
     let function = format!(
-        "{{ digits = {{ command = [{:?}, \"-m\", \"awslambdaric\"], handler = \"function.handler\", task_root = {root:?}, memory = \"1GiB\" }} }}",
+        "{{ digits = {{ command = [{:?}, \"-m\", \"awslambdaric\", \"function.handler\"], handler = \"function.handler\", task_root = {root:?}, memory = \"1GiB\" }} }}",
         python()
     );
     let deployment = Production::shared(context, RabbitVersion::V3_10).await?;

@@ -13,7 +13,6 @@ use crate::runtime::diagnose::Diagnostic;
 use schemas::{ModelContract, ModelName};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Slot;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -75,16 +74,6 @@ pub enum CatalogError {
         /// What is wrong with it, and what would be right.
         problem: String,
     },
-    /// Two models of one name.
-    #[error("model {name} is in {first} and in {second}: rename one, in its {CONTRACT_FILE} and its folder")]
-    Duplicate {
-        /// The name.
-        name: ModelName,
-        /// The one that was there.
-        first: String,
-        /// The one that came.
-        second: String,
-    },
     /// A folder with nothing in it to run.
     #[error("{0} has no models: give each a folder of its own with a {CONTRACT_FILE} in it")]
     Empty(PathBuf),
@@ -135,7 +124,8 @@ impl Catalog {
         self.diagnostics
     }
 
-    /// And every model in `folder`: one folder per model. What holds no model is passed over.
+    /// And every model in `folder`: one folder per model. One of the same name as a built-in takes its place. What
+    /// holds no model is passed over.
     pub fn with_folder(mut self, folder: &Path) -> Result<Self, CatalogError> {
         let listed = std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))?;
         let mut folders = Vec::new();
@@ -211,17 +201,11 @@ impl Catalog {
         if self.len() == MODELS_MAX {
             return Err(CatalogError::TooMany);
         }
-        match self.entries.entry(entry.contract.name.clone()) {
-            Slot::Vacant(slot) => {
-                slot.insert(entry);
-                Ok(())
-            }
-            Slot::Occupied(slot) => Err(CatalogError::Duplicate {
-                name: entry.contract.name.clone(),
-                first: slot.get().origin.clone(),
-                second: entry.origin,
-            }),
+        let (name, origin) = (entry.contract.name.clone(), entry.origin.clone());
+        if let Some(before) = self.entries.insert(name.clone(), entry) {
+            tracing::info!(model = %name, from = origin, "serving this in place of {}", before.origin);
         }
+        Ok(())
     }
 }
 

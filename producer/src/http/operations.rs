@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// `GET /v1/status`.
 pub(super) async fn status(State(app): State<Arc<App>>) -> Json<Status> {
-    Json(operations::status(&*app.broker, &*app.state).await)
+    Json(operations::status(Ok(&*app.broker), &*app.state).await)
 }
 
 /// `GET /metrics`.

@@ -18,6 +18,8 @@ pub struct Status {
     pub broker: Service,
     /// Shared state.
     pub state: Service,
+    /// Whether anybody places jobs; taken to be so while shared state, which would know, is away.
+    pub dispatching: Service,
     /// Every queue of the topology; empty while the broker is away.
     pub queues: Vec<QueueStatus>,
     /// What dispatchers hold of `jobs.*` and `wait.*`, which their reports do not tell apart.
@@ -101,21 +103,24 @@ const NO_WINDOW: Duration = Duration::from_secs(1);
 /// For how long a failed attempt is news.
 const LATELY: Duration = Duration::from_secs(60);
 
-/// Gathers how it stands. Never fails: what cannot be had is said to be missing.
-pub async fn status(broker: &dyn Broker, state: &dyn State) -> Status {
+/// Gathers how it stands, `broker` being why it could not be opened if it is away. Never fails: what cannot be had is
+/// said to be missing.
+pub async fn status(broker: Result<&dyn Broker, &str>, state: &dyn State) -> Status {
     let queues: Vec<_> = Queue::fixed().collect();
     // A batch without jobs that claims nothing reads the lanes' room without changing it.
     let nothing = Batch { window: NO_WINDOW, ..Batch::default() };
     let (depths, workers, dispatchers, facts, dead) = tokio::join!(
-        broker.depths(&queues),
+        depths(broker, &queues),
         state.workers(),
         state.dispatchers(),
         state.observe(&nothing),
         // One entry, for the total beside it.
         state.dead(0, 1),
     );
-    let health = broker.health().borrow().clone();
-    let broker = service(&health, depths.as_ref().err().map(ToString::to_string));
+    let broker = match broker {
+        Ok(broker) => service(&broker.health().borrow(), depths.as_ref().err().cloned()),
+        Err(away) => Service { healthy: false, problem: Some(away.to_owned()) },
+    };
     let failed: [Option<&StateError>; 4] =
         [workers.as_ref().err(), dispatchers.as_ref().err(), facts.as_ref().err(), dead.as_ref().err()];
     let problem = failed.into_iter().flatten().next().map(ToString::to_string);
@@ -127,10 +132,13 @@ pub async fn status(broker: &dyn Broker, state: &dyn State) -> Status {
         })
         .unwrap_or_default();
     let at = now();
+    let nobody = problem.is_none() && dispatchers.iter().all(|dispatcher| dispatcher.draining);
+    let nobody = nobody.then(|| "no dispatcher is alive, so jobs wait: start one with `straightline dispatcher`".to_owned());
     Status {
         at,
         broker,
         state: Service { healthy: problem.is_none(), problem },
+        dispatching: Service { healthy: nobody.is_none(), problem: nobody },
         intake: intake(&queues, &dispatchers),
         lanes: Lane::ALL
             .into_iter()
@@ -141,6 +149,10 @@ pub async fn status(broker: &dyn Broker, state: &dyn State) -> Status {
         dispatchers,
         dead: dead.ok().map(|(_, total)| total),
     }
+}
+
+async fn depths(broker: Result<&dyn Broker, &str>, queues: &[Queue]) -> Result<Vec<Option<Depth>>, String> {
+    broker?.depths(queues).await.map_err(|error| error.to_string())
 }
 
 fn service(health: &Health, error: Option<String>) -> Service {

@@ -1,9 +1,9 @@
 //! `status`: queues, lanes, workers, rates.
 
-use crate::access::Access;
-use crate::cli;
+use crate::access::{self, Http};
 use crate::config::Settings;
-use crate::print;
+use crate::station::Parts;
+use crate::{cli, print};
 use anyhow::Result;
 use producer::operations::{LaneStatus, Service, Status};
 use schemas::heartbeat::{Gpu, Instances, WorkerReport};
@@ -17,15 +17,29 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Runs it; true if broker and state answer.
 pub async fn run(settings: Settings, options: &cli::Status) -> Result<bool> {
-    let access = Access::open(settings, &options.server).await?;
-    let shown = show(&access, options).await;
-    access.close().await;
+    let mut way = match access::http(&settings, &options.server)? {
+        Some(http) => Way::Http(http),
+        None => Way::Direct(Box::new(Parts::open(settings).await?)),
+    };
+    let shown = show(&mut way, options).await;
+    if let Way::Direct(parts) = way {
+        parts.close().await;
+    }
     shown
 }
 
-async fn show(access: &Access, options: &cli::Status) -> Result<bool> {
+/// How it is learnt.
+enum Way {
+    Direct(Box<Parts>),
+    Http(Http),
+}
+
+async fn show(way: &mut Way, options: &cli::Status) -> Result<bool> {
     loop {
-        let status = access.status().await?;
+        let status: Status = match way {
+            Way::Direct(parts) => parts.status().await?,
+            Way::Http(http) => http.get("/v1/status").await?,
+        };
         let text = if options.json { serde_json::to_string(&status)? + "\n" } else { table(&status) };
         print::text(&if options.watch && !options.json { format!("{CLEAR}{text}") } else { text })?;
         if !options.watch {
@@ -44,6 +58,9 @@ fn table(status: &Status) -> String {
         |text: String| writeln!(out, "{}", text.trim_end()).expect("writing to a String cannot fail");
     line(format!("broker  {}", service(&status.broker)));
     line(format!("state   {}", service(&status.state)));
+    if let Some(problem) = &status.dispatching.problem {
+        line(format!("jobs    {problem}"));
+    }
     line(format!("\n{:<24} {:>10} {:>10} {:>10}", "queue", "ready", "unacked", "consumers"));
     for queue in &status.queues {
         // Retry and wait queues are many and mostly empty; a queue that should be there and is not is news.

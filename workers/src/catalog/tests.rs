@@ -93,12 +93,14 @@ fn a_link_out_of_the_folder_is_refused() {
 }
 
 #[test]
-fn a_name_is_one_models_only() {
+fn a_folder_takes_the_place_of_a_built_in_of_its_name() {
     let models = tempfile::tempdir().unwrap();
     write(models.path(), "digits", TOML);
-    let catalog = Catalog::builtin(&[(TOML, b"onnx")]).unwrap();
-    let error = catalog.with_folder(models.path()).unwrap_err().to_string();
-    assert!(error.contains("digits") && error.contains("built-in"), "{error}");
+    let catalog = Catalog::builtin(&[(TOML, b"ours")]).unwrap();
+    let catalog = catalog.with_folder(models.path()).unwrap();
+    let entries: Vec<_> = catalog.entries().collect();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(*entries[0].file, *b"onnx");
 }
 
 #[test]

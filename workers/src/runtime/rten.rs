@@ -4,7 +4,7 @@
 //! integers and FP64 as 32-bit floats; a value that does not fit is refused, never wrapped.
 
 use super::{Graph, Runtime};
-use ::rten::{DataType, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueType};
+use ::rten::{DataType, Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueType};
 use rten_tensor::prelude::*;
 use schemas::model::OutputSpec;
 use schemas::{Datatype, Failure, FailureKind, ModelContract, Tensor};
@@ -36,20 +36,25 @@ impl Runtime for Rten {
         };
         let model = model.map_err(|error| error.to_string())?;
         let inputs = contract.inputs.iter().map(|spec| {
-            find(&model, model.input_ids(), "input", &spec.name, spec.datatype)
-                .map(|node| (node, spec.datatype))
+            let node = find(&model, model.input_ids(), "input", &spec.name, spec.datatype)?;
+            agree(&model, node, "input", &spec.name, &spec.shape)?;
+            Ok((node, spec.datatype))
         });
-        let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+        let inputs = inputs.collect::<Result<Vec<_>, String>>()?;
         if inputs.len() != model.input_ids().len() {
             let found = model.input_ids();
             let names = names(&model, found);
             return Err(format!("it has {} inputs ({names}), its contract {}", found.len(), inputs.len()));
         }
         let outputs = contract.outputs.iter().map(|spec| {
-            let native = spec.argmax_of.is_none();
-            native.then(|| find(&model, model.output_ids(), "output", &spec.name, spec.datatype)).transpose()
+            if spec.argmax_of.is_some() {
+                return Ok(None);
+            }
+            let node = find(&model, model.output_ids(), "output", &spec.name, spec.datatype)?;
+            agree(&model, node, "output", &spec.name, &spec.shape)?;
+            Ok(Some(node))
         });
-        let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
+        let outputs = outputs.collect::<Result<Vec<_>, String>>()?;
         let specs = contract.outputs.clone();
         Ok(Box::new(RtenGraph { name: contract.name.to_string(), model, inputs, outputs, specs }))
     }
@@ -124,6 +129,27 @@ fn find(
         }
         _ => Ok(node),
     }
+}
+
+/// Whether the shape in the contract can be what the file says, as far as it says. Known here, a contradiction is one
+/// error at start; found out later it would be a failure of every job.
+fn agree(model: &Model, node: NodeId, what: &str, name: &str, contract: &[i64]) -> Result<(), String> {
+    let Some(file) = model.node_info(node).and_then(|info| info.shape()) else { return Ok(()) };
+    let same = |(file, contract): (&Dimension, &i64)| match file {
+        Dimension::Fixed(size) => *contract < 0 || usize::try_from(*contract) == Ok(*size),
+        Dimension::Symbolic(_) => true,
+    };
+    if file.len() == contract.len() && file.iter().zip(contract).all(same) {
+        return Ok(());
+    }
+    let file: Vec<_> = file
+        .iter()
+        .map(|dimension| match dimension {
+            Dimension::Fixed(size) => size.to_string(),
+            Dimension::Symbolic(_) => "-1".to_owned(),
+        })
+        .collect();
+    Err(format!("{what} {name:?} has the shape [{}], its contract says {contract:?}", file.join(", ")))
 }
 
 /// The element type that rten computes with for `datatype`.
