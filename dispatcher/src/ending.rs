@@ -8,10 +8,14 @@ use schemas::{Failure, FailureKind, JobHeader, JobId, JobResult, ReplyQueue, Sta
 use state::{Finish, Record, State};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a delivery whose end could not be published is kept before it goes back: its queue would hand it out
 /// again at once.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long shared state is waited for where a record is all that will tell of a result.
+const RECORD_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A job that ends here.
 pub(crate) struct Ending {
@@ -99,14 +103,14 @@ impl Ender {
         redelivered: bool,
     ) -> Result<(), PublishError> {
         let Ok(result) = JobResult::decode(&recorded) else {
-            return self.reply(header.reply_to, header.id, recorded).await;
+            return self.reply(header.reply_to, header.id, recorded).await.map(drop);
         };
         if result.client.as_ref().is_some_and(|client| *client != header.client) {
             // Whoever guesses or copies the id of another's job learns nothing of it.
             let message = format!("job {} is another client's: use an id of your own", header.id);
             let mut refused = JobResult::of(&header, Status::Failed, result.finished);
             refused.error = Some(Failure::new(FailureKind::Forbidden, message));
-            return self.reply(header.reply_to.clone(), header.id, refused.encode()).await;
+            return self.reply(header.reply_to.clone(), header.id, refused.encode()).await.map(drop);
         }
         self.reply(header.reply_to.clone(), header.id, recorded).await?;
         match result.error {
@@ -132,8 +136,18 @@ impl Ender {
         let mut result = JobResult::of(&header, status, now);
         result.error = Some(failure.clone());
         result.worker = Some(self.name.clone());
-        let recorded = self.record(header.id, result.encode()).await;
-        self.reply(header.reply_to.clone(), header.id, recorded.clone()).await?;
+        let (mut recorded, mut kept) = self.record(header.id, result.encode()).await;
+        let told = self.reply(header.reply_to.clone(), header.id, recorded.clone()).await?;
+        let until = Instant::now() + RECORD_PATIENCE;
+        // Neither sent nor recorded it would be lost.
+        while !told && !kept {
+            if Instant::now() >= until {
+                let why = "its result could be neither sent nor recorded: shared state is away";
+                return Err(PublishError::Unavailable(why.to_owned()));
+            }
+            tokio::time::sleep(PAUSE).await;
+            (recorded, kept) = self.record(header.id, recorded).await;
+        }
         // A passed deadline is the client's choice, not a fault to look into.
         if status == Status::Failed && says_failed(&recorded) {
             let entry = DeadEntry::of(&header, failure, &queue.to_string(), now);
@@ -160,28 +174,28 @@ impl Ender {
         self.bury(entry, message).await
     }
 
-    /// Records a result; the answer is what is recorded now, ours or an earlier one.
-    async fn record(&self, id: JobId, result: Bytes) -> Bytes {
+    /// Records a result; the answer is what is recorded now, ours or an earlier one, and whether it is.
+    async fn record(&self, id: JobId, result: Bytes) -> (Bytes, bool) {
         let record = Record { id, result: result.clone(), keep: self.record_keep };
         match self.state.finish(&[record]).await.map(|mut found| found.pop()) {
-            Ok(Some(Finish::Lost(earlier))) => earlier,
-            Ok(_) => result,
+            Ok(Some(Finish::Lost(earlier))) => (earlier, true),
+            Ok(_) => (result, true),
             Err(error) => {
                 metrics::counter!("straightline_records_missed_total").increment(1);
                 tracing::debug!(error = %error, "failed to record a result; it goes out unrecorded");
-                result
+                (result, false)
             }
         }
     }
 
-    /// Sends a result. One that has nowhere to go is counted and no error.
-    async fn reply(&self, to: Option<ReplyQueue>, id: JobId, result: Bytes) -> Result<(), PublishError> {
-        let Some(to) = to else { return Ok(()) };
+    /// Sends a result; false if it has nowhere to go, which is counted and no error.
+    async fn reply(&self, to: Option<ReplyQueue>, id: JobId, result: Bytes) -> Result<bool, PublishError> {
+        let Some(to) = to else { return Ok(false) };
         let sent = self.broker.publish(Route::To(Queue::Reply(to)), Message::reply(id, result)).await.await;
-        let Err(error) = sent else { return Ok(()) };
+        let Err(error) = sent else { return Ok(true) };
         let Some(reason) = error.reply_dropped() else { return Err(error) };
         metrics::counter!("straightline_replies_dropped_total", "reason" => reason).increment(1);
-        Ok(())
+        Ok(false)
     }
 
     /// Lays a message to rest in `dead`, then into the index.

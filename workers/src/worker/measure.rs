@@ -23,7 +23,11 @@ pub(crate) fn describe() {
     describe_counter!("straightline_replies_dropped_total", "replies that had no queue to go to, by reason");
     describe_counter!(
         "straightline_records_missed_total",
-        "results that went out unrecorded: state was away"
+        "results that could not be recorded when their jobs ended: state was away"
+    );
+    describe_counter!(
+        "straightline_records_forgotten_total",
+        "missed records that were not written late either, for want of room to remember them"
     );
     describe_counter!(
         "straightline_starts_unnoted_total",

@@ -1,20 +1,26 @@
 //! Writing records in batches: whatever has arrived while the batch before was written goes in one round trip.
 //!
-//! A record that cannot be written is missed, counted and said so; its job goes on. What this must not do: decide what
-//! a record says.
+//! A record that cannot be written is missed, counted and said so; its job goes on, and the record is written late, when
+//! state is back, as long as there is room to remember it. What this must not do: decide what a record says.
 
 use bytes::Bytes;
 use schemas::JobId;
 use state::{Finish, Record, State};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Most records in a batch.
 const BATCH_RECORDS_MAX: usize = 128;
 /// Bytes after which a batch is full.
 const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Most records that are remembered to be written late, and their bytes; the oldest are forgotten first.
+const LATE_RECORDS_MAX: usize = 4096;
+const LATE_BYTES_MAX: usize = 32 << 20;
+/// Between two tries to write late ones while nothing else is to be written.
+const LATE_PAUSE: Duration = Duration::from_millis(500);
 
 /// What is recorded for a job now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,29 +78,30 @@ impl Recorder {
 }
 
 async fn write(state: Arc<dyn State>, patience: Duration, mut orders: mpsc::Receiver<Order>) {
-    let mut reachable = true;
-    while let Some(first) = orders.recv().await {
-        let mut bytes = first.record.result.len();
-        let mut batch = vec![first];
-        while batch.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
-            let Ok(order) = orders.try_recv() else { break };
-            bytes += order.record.result.len();
-            batch.push(order);
-        }
-        let (records, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|o| (o.record, o.answer)).unzip();
-        let found = match timeout(patience, state.finish(&records)).await {
-            Ok(Ok(found)) if found.len() == records.len() => Ok(found),
-            Ok(Ok(found)) => Err(format!("state answered for {} of {} records", found.len(), records.len())),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("state did not answer within {} ms", patience.as_millis())),
+    let mut late = Late::default();
+    loop {
+        let first = tokio::select! {
+            biased;
+            order = orders.recv() => match order {
+                Some(order) => order,
+                None => break,
+            },
+            () = sleep(LATE_PAUSE), if !late.records.is_empty() => {
+                late.catch_up(&*state, patience).await;
+                continue;
+            }
         };
-        if let Err(error) = &found {
-            missed(records.len());
-            tracing::warn!(%error, records = records.len(), "failed to record results; they go out unrecorded");
-        } else if !reachable {
-            tracing::info!("results are recorded again");
+        let batch = batch(first, &mut orders);
+        let (records, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|o| (o.record, o.answer)).unzip();
+        let found = finish(&*state, patience, &records).await;
+        match &found {
+            Err(error) => {
+                missed(records.len());
+                tracing::warn!(%error, records = records.len(), "failed to record results; they go out unrecorded");
+                late.remember(&records);
+            }
+            Ok(_) => late.catch_up(&*state, patience).await,
         }
-        reachable = found.is_ok();
         let mut found = found.unwrap_or_default().into_iter();
         for (record, answer) in records.into_iter().zip(answers) {
             let recorded = match found.next() {
@@ -104,6 +111,65 @@ async fn write(state: Arc<dyn State>, patience: Duration, mut orders: mpsc::Rece
             };
             // Nobody waits when the worker was halted meanwhile.
             let _ = answer.send(recorded);
+        }
+    }
+    late.catch_up(&*state, patience).await;
+}
+
+/// What has arrived, as much as fits.
+fn batch(first: Order, orders: &mut mpsc::Receiver<Order>) -> Vec<Order> {
+    let mut bytes = first.record.result.len();
+    let mut batch = vec![first];
+    while batch.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
+        let Ok(order) = orders.try_recv() else { break };
+        bytes += order.record.result.len();
+        batch.push(order);
+    }
+    batch
+}
+
+/// One round trip; an answer for each record, or none for any.
+async fn finish(state: &dyn State, patience: Duration, records: &[Record]) -> Result<Vec<Finish>, String> {
+    match timeout(patience, state.finish(records)).await {
+        Ok(Ok(found)) if found.len() == records.len() => Ok(found),
+        Ok(Ok(found)) => Err(format!("state answered for {} of {} records", found.len(), records.len())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("state did not answer within {} ms", patience.as_millis())),
+    }
+}
+
+/// Records that state did not take when their jobs ended. Their results have gone out, or are about to; whoever asks for
+/// one later finds it only if it gets here after all.
+#[derive(Default)]
+struct Late {
+    records: VecDeque<Record>,
+    bytes: usize,
+}
+
+impl Late {
+    fn remember(&mut self, records: &[Record]) {
+        for record in records {
+            self.bytes += record.result.len();
+            self.records.push_back(record.clone());
+        }
+        while self.records.len() > LATE_RECORDS_MAX || self.bytes > LATE_BYTES_MAX {
+            let Some(forgotten) = self.records.pop_front() else { break };
+            self.bytes -= forgotten.result.len();
+            metrics::counter!("straightline_records_forgotten_total").increment(1);
+        }
+    }
+
+    /// Writes what there is, a batch at a time, until state does not take one.
+    async fn catch_up(&mut self, state: &dyn State, patience: Duration) {
+        while !self.records.is_empty() {
+            let some = self.records.len().min(BATCH_RECORDS_MAX);
+            let batch: Vec<Record> = self.records.iter().take(some).cloned().collect();
+            if finish(state, patience, &batch).await.is_err() {
+                return;
+            }
+            self.records.drain(..some);
+            self.bytes = self.records.iter().map(|record| record.result.len()).sum();
+            tracing::info!(records = some, left = self.records.len(), "results are recorded, late");
         }
     }
 }

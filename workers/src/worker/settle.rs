@@ -11,7 +11,7 @@ use bytes::Bytes;
 use schemas::dead::DeadEntry;
 use schemas::{Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long a delivery whose end could not be published is kept before it goes back.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -53,7 +53,7 @@ async fn unpublished(services: &Services, id: JobId, error: &PublishError) -> Se
 /// Replies with an earlier record. Where that says failed, whoever wrote it may have died before the job was buried;
 /// burying twice is harmless.
 async fn answer(services: &Services, job: &Job, record: Bytes) -> Result<(), PublishError> {
-    reply(services, job.header.reply_to.clone(), job.header.id, record.clone()).await?;
+    let _told = reply(services, job.header.reply_to.clone(), job.header.id, record.clone()).await?;
     if !job.redelivered {
         return Ok(());
     }
@@ -79,7 +79,22 @@ async fn end(services: &Services, header: &JobHeader, result: JobResult) -> Resu
     if !matches!(recorded, Recorded::Earlier(_)) {
         measure::finished(services.lane, services.label(&header.model), status);
     }
-    reply(services, header.reply_to.clone(), header.id, recorded.result().clone()).await?;
+    let told = reply(services, header.reply_to.clone(), header.id, recorded.result().clone()).await?;
+    if told { Ok(recorded) } else { insist(services, header.id, recorded).await }
+}
+
+/// A result that no reply carries rests in its record alone. Without one it would be lost, so here shared state is
+/// waited for, and in the end the job is given back, to be run again.
+async fn insist(services: &Services, id: JobId, mut recorded: Recorded) -> Result<Recorded, PublishError> {
+    let until = Instant::now() + services.config.publish_patience;
+    while let Recorded::Missed(result) = recorded {
+        if Instant::now() >= until {
+            let why = "its result could be neither sent nor recorded: shared state is away";
+            return Err(PublishError::Unavailable(why.to_owned()));
+        }
+        tokio::time::sleep(PAUSE).await;
+        recorded = services.recorder.record(id, result).await;
+    }
     Ok(recorded)
 }
 
@@ -115,7 +130,8 @@ pub(crate) async fn settle_unreadable(
         ..JobResult::unreadable(claim, failure, now)
     };
     let told = async {
-        reply(services, reply_to, id, result.encode()).await?;
+        // A sender that cannot be told finds its message in `dead`.
+        let _told = reply(services, reply_to, id, result.encode()).await?;
         bury(services, entry, message, None).await
     };
     match told.await {
@@ -127,21 +143,21 @@ pub(crate) async fn settle_unreadable(
     }
 }
 
-/// Sends a result. One that has nowhere to go is counted and no error.
+/// Sends a result; false if it has nowhere to go, which is counted and no error.
 async fn reply(
     services: &Services,
     to: Option<ReplyQueue>,
     id: JobId,
     result: Bytes,
-) -> Result<(), PublishError> {
-    let Some(to) = to else { return Ok(()) };
+) -> Result<bool, PublishError> {
+    let Some(to) = to else { return Ok(false) };
     let Err(error) = services.publish(Route::To(Queue::Reply(to)), Message::reply(id, result)).await else {
-        return Ok(());
+        return Ok(true);
     };
     let Some(reason) = error.reply_dropped() else { return Err(error) };
     tracing::debug!(job.id = %id, reason, "a reply had no queue to go to; its record holds the result");
     measure::reply_dropped(reason);
-    Ok(())
+    Ok(false)
 }
 
 /// Lays a message to rest in `dead`, then into the index. An unreadable one keeps the header it has.

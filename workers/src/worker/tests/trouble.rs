@@ -65,6 +65,22 @@ async fn with_state_away_jobs_run_and_replies_go_out_unrecorded() {
 }
 
 #[tokio::test]
+async fn a_result_that_can_be_neither_sent_nor_recorded_is_not_let_go() {
+    let mut bench = Bench::new().await;
+    bench.state.close().await;
+    let worker = bench.local(2).await;
+    let untold = JobHeader { reply_to: None, ..header("digits") };
+    bench.place(&untold, &body()).await;
+    let told = header("digits");
+    bench.place(&told, &body()).await;
+    // By now the first has run as well, or is about to.
+    assert_eq!(bench.reply().await.id, told.id);
+    worker.halt();
+    within("the end", worker.join()).await.unwrap();
+    assert_eq!(header_of(&bench.from(LANE).await).id, untold.id, "it is in its queue, to be run again");
+}
+
+#[tokio::test]
 async fn with_its_broker_closed_a_worker_ends_with_an_error() {
     let bench = Bench::new().await;
     let worker = bench.local(1).await;
