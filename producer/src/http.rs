@@ -3,6 +3,7 @@
 //! | route | what it does |
 //! |---|---|
 //! | `GET /v2`, `/v2/health/live`, `/v2/health/ready` | what this is; whether it runs; whether jobs can be done |
+//! | `GET /v2/models` | the names of the models that may be asked for; ours, the protocol has no such list |
 //! | `GET /v2/models/{m}[/versions/{v}][/ready]` | what a model takes and gives; whether a worker runs it |
 //! | `POST /v2/models/{m}[/versions/{v}]/infer` | submits and waits; JSON or the binary tensor extension |
 //! | `POST /v1/jobs` | submits: 202 and an id; `application/x-ndjson` for many; `?model=` for opaque bytes |
@@ -165,6 +166,7 @@ pub fn router(face: Face) -> Router {
         .route("/v2/", get(models::server))
         .route("/v2/health/live", get(models::live))
         .route("/v2/health/ready", get(models::ready))
+        .route("/v2/models", get(models::list))
         .route("/v2/models/{model}", get(models::metadata))
         .route("/v2/models/{model}/ready", get(models::model_ready))
         .route("/v2/models/{model}/infer", post(infer::infer))
@@ -207,7 +209,8 @@ impl App {
 }
 
 async fn no_route(request: Request) -> Error {
-    Error::not_found(format!("no route {}: see /v2, /v1/jobs, /v1/status", request.uri().path()))
+    let routes = "/v2, /v2/health/ready, /v2/models, /v1/jobs, /v1/results, /v1/status, /v1/dead, /metrics";
+    Error::not_found(format!("no route {}: see {routes}", request.uri().path()))
 }
 
 async fn wrong_method(request: Request) -> Error {

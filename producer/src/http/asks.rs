@@ -6,6 +6,7 @@
 use super::errors::Error;
 use schemas::Class;
 use schemas::body::Parameter;
+use schemas::limits::ATTEMPTS_MAX;
 use schemas::oip::Parameters;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -35,10 +36,7 @@ impl Asks {
             };
         let run_timeout = take_number(&mut parameters, "run_timeout_ms")?.map(Duration::from_millis);
         let attempts_max = take_number(&mut parameters, "attempts_max")?
-            .map(|n| {
-                u8::try_from(n)
-                    .map_err(|_| Error::bad(format!("parameters.attempts_max is {n}: use 1 to 20")))
-            })
+            .map(|n| attempts("parameters.attempts_max", n))
             .transpose()?;
         let binary = take_bool(&mut parameters, "binary_data_output")?.unwrap_or(false);
         let rest = parameters.into_iter().map(|(name, value)| {
@@ -48,6 +46,11 @@ impl Asks {
         let rest = rest.collect::<Result<_, Error>>()?;
         Ok(Self { class, deadline, run_timeout, attempts_max, binary, rest })
     }
+}
+
+/// A number of attempts, as `field` has it.
+pub(super) fn attempts(field: &str, n: u64) -> Result<u8, Error> {
+    u8::try_from(n).map_err(|_| Error::bad(format!("{field} is {n}: use 1 to {ATTEMPTS_MAX}")))
 }
 
 /// One value for the model.

@@ -3,6 +3,7 @@
 
 use crate::client::{ResolveError, SubmitError, WaitError};
 use crate::operations::DeadError;
+use crate::submission::InvalidSubmission;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -118,11 +119,19 @@ impl From<Malformed> for Error {
     }
 }
 
+impl From<InvalidSubmission> for Error {
+    /// Names the field as callers write it: their times are numbers of milliseconds.
+    fn from(error: InvalidSubmission) -> Self {
+        let unit = if matches!(error.field, "deadline" | "run_timeout") { "_ms" } else { "" };
+        Self::bad(format!("{}{unit} {}", error.field, error.problem))
+    }
+}
+
 impl From<SubmitError> for Error {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
-            SubmitError::Invalid(_) => Self::bad(message),
+            SubmitError::Invalid(invalid) => invalid.into(),
             SubmitError::TooLarge { .. } | SubmitError::Unavailable(PublishError::TooLarge { .. }) => {
                 Self::too_large(message)
             }

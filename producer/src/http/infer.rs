@@ -118,7 +118,7 @@ fn decode(model: &ModelContract, head: &[u8], data: Bytes, deadline: Duration) -
     submission.outputs.clone_from(&selection.names);
     submission.parameters = asks.rest;
     // Named here, where the field is known by the caller's name for it.
-    submission.check().map_err(|error| Error::bad(error.to_string()))?;
+    submission.check()?;
     Ok((submission, selection, request.id))
 }
 

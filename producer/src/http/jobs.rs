@@ -1,6 +1,6 @@
 //! `/v1/jobs`: submit without waiting, look later, take back.
 
-use super::asks::Asks;
+use super::asks::{self, Asks};
 use super::body;
 use super::errors::Error;
 use super::infer::{self, identity, trace};
@@ -34,7 +34,7 @@ struct JobRequest {
     class: Option<Class>,
     deadline_ms: Option<u64>,
     run_timeout_ms: Option<u64>,
-    attempts_max: Option<u8>,
+    attempts_max: Option<u64>,
     #[serde(default)]
     parameters: Parameters,
     inputs: Vec<Input>,
@@ -50,7 +50,7 @@ struct OpaqueQuery {
     class: Option<Class>,
     deadline_ms: Option<u64>,
     run_timeout_ms: Option<u64>,
-    attempts_max: Option<u8>,
+    attempts_max: Option<u64>,
 }
 
 /// `POST /v1/jobs`.
@@ -64,7 +64,12 @@ pub(super) async fn submit(
     let (submission, body) = match (&opaque.model, body::media_type(&headers).as_deref()) {
         (Some(_), kind) => opaque_job(&app, opaque, kind, &headers, body).await?,
         (None, Some("application/x-ndjson")) => return batch::submit(&app, &headers, body),
-        (None, Some("application/json" | "application/octet-stream")) => {
+        // No type, and the one that curl gives what it posts, say nothing about the body.
+        (
+            None,
+            None
+            | Some("application/json" | "application/octet-stream" | "application/x-www-form-urlencoded"),
+        ) => {
             let (body, head, data) = infer::read(&app, &headers, body).await?;
             let on_app = app.clone();
             let mut submission =
@@ -75,13 +80,12 @@ pub(super) async fn submit(
             }
             (submission, body)
         }
-        (None, kind) => {
+        (None, Some(kind)) => {
             return Err(Error::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 format!(
-                    "content type {:?} is not known: use application/json or application/x-ndjson, or name the model in \
-                     the query (?model=NAME) to send opaque bytes",
-                    kind.unwrap_or_default()
+                    "content type {kind:?} is not known: use application/json or application/x-ndjson, or name the model \
+                     in the query (?model=NAME) to send opaque bytes"
                 ),
             ));
         }
@@ -122,10 +126,11 @@ fn read(head: &[u8], data: Bytes) -> Result<Submission, Error> {
         submission.deadline = deadline;
     }
     submission.run_timeout = request.run_timeout_ms.map(Duration::from_millis).or(asks.run_timeout);
-    submission.attempts_max = request.attempts_max.or(asks.attempts_max);
+    let attempts_max = request.attempts_max.map(|n| asks::attempts("attempts_max", n)).transpose()?;
+    submission.attempts_max = attempts_max.or(asks.attempts_max);
     submission.outputs = selection.names;
     submission.parameters = asks.rest;
-    submission.check().map_err(|error| Error::bad(error.to_string()))?;
+    submission.check()?;
     Ok(submission)
 }
 
@@ -148,7 +153,7 @@ async fn opaque_job(
         submission.deadline = Duration::from_millis(ms);
     }
     submission.run_timeout = query.run_timeout_ms.map(Duration::from_millis);
-    submission.attempts_max = query.attempts_max;
+    submission.attempts_max = query.attempts_max.map(|n| asks::attempts("attempts_max", n)).transpose()?;
     Ok((submission, body))
 }
 

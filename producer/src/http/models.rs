@@ -59,6 +59,11 @@ async fn obstacle(app: &App) -> Option<String> {
     }
 }
 
+/// `GET /v2/models`.
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({ "models": app.models.keys().collect::<Vec<_>>() }))
+}
+
 /// `GET /v2/models/{model}`.
 pub(super) async fn metadata(
     State(app): State<Arc<App>>,

@@ -59,6 +59,15 @@ async fn a_job_is_accepted_looked_at_and_its_result_waited_for() {
 }
 
 #[tokio::test]
+async fn what_says_nothing_of_its_content_is_taken_for_json() {
+    let station = Station::open().await;
+    let site = Site::open(&station).await;
+    for headers in [&[][..], &[("content-type", "application/x-www-form-urlencoded")]] {
+        accepted(site.send(Method::POST, "/v1/jobs", headers, job().to_string()).await).await;
+    }
+}
+
+#[tokio::test]
 async fn an_id_that_cannot_be_pending_is_not_found() {
     let station = Station::open().await;
     let site = Site::open(&station).await;
@@ -112,6 +121,10 @@ async fn opaque_bytes_go_in_by_content_type() {
     let output = site.get(&format!("/v1/jobs/{}/output?wait_ms=60000", seen.header.id)).await;
     assert_eq!((output.header("content-type"), &output.body[..]), ("text/plain", &b"a cat"[..]));
 
+    let long = site.send(Method::POST, "/v1/jobs?model=raw&attempts_max=300", &headers, "x").await;
+    assert!(long.error(400).contains("attempts_max is 300: use 1 to 20"), "{:?}", long.body);
+    let late = site.send(Method::POST, "/v1/jobs?model=raw&deadline_ms=0", &headers, "x").await;
+    assert!(late.error(400).contains("deadline_ms is 0 ms"), "{:?}", late.body);
     let refused = site.send(Method::POST, "/v1/jobs?model=digits", &headers, "x").await;
     assert!(refused.error(400).contains("takes tensors"), "{:?}", refused.body);
     let strange = site.send(Method::POST, "/v1/jobs", &[("content-type", "text/html")], "x").await;
@@ -136,7 +149,9 @@ async fn bad_jobs_are_told_what_is_wrong() {
         (with("dead_line_ms", json!(5)), 400, "unknown field `dead_line_ms`"),
         (with("class", json!("urgent")), 400, "unknown variant `urgent`"),
         (with("deadline_ms", json!(-1)), 400, "deadline_ms: invalid value"),
-        (with("deadline_ms", json!(0)), 400, "deadline is 0 ms"),
+        (with("deadline_ms", json!(0)), 400, "deadline_ms is 0 ms"),
+        (with("run_timeout_ms", json!(0)), 400, "run_timeout_ms is 0 ms"),
+        (with("attempts_max", json!(1000)), 400, "attempts_max is 1000: use 1 to 20"),
         (with("attempts_max", json!(21)), 400, "attempts_max must be 1 to 20"),
         (with("id", json!("x")), 400, "id: job id \"x\" is not a UUID"),
         (with("key", json!("")), 400, "key has 0 bytes"),
