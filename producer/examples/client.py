@@ -19,15 +19,28 @@ import uuid
 
 import msgpack
 import pika
+import pika.exceptions
 
 WINDOW = 500  # jobs under way at once
 PATIENCE_S = 300  # how long to wait for any further result
 
 
+class BadInput(Exception):
+    """A line that is no job."""
+
+
 def read_jobs(lines):
-    for line in lines:
-        if line.strip():
-            yield json.loads(line)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            job = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"line {number} is not JSON: {error}") from error
+        for field in ("model", "inputs"):
+            if not isinstance(job, dict) or field not in job:
+                raise BadInput(f'line {number} has no "{field}"')
+        yield job
 
 
 def publish(channel, user, reply_to, job):
@@ -69,8 +82,7 @@ def printable(result):
     return json.dumps(line)
 
 
-def main(url, path):
-    parameters = pika.URLParameters(url)
+def main(parameters, lines):
     connection = pika.BlockingConnection(parameters)
     user = parameters.credentials.username
     submitting = connection.channel()
@@ -102,7 +114,7 @@ def main(url, path):
         print(printable(result))
 
     replies.basic_consume(reply_to, receive, exclusive=True)
-    jobs = read_jobs(open(path, encoding="utf-8") if path != "-" else sys.stdin)
+    jobs = read_jobs(lines)
     submitted, more = 0, True
     while more or waiting:
         while more and len(waiting) < WINDOW:
@@ -123,7 +135,32 @@ def main(url, path):
     return 1 if failed else 0
 
 
+def run(url, path):
+    """Runs `main`; what a user can mend is one line on standard error and code 1."""
+    try:
+        parameters = pika.URLParameters(url)
+    except (ValueError, TypeError, IndexError):  # whichever way pika stumbles over it
+        return "the URL is none: use amqp://USER:PASSWORD@HOST:PORT/VHOST, such as amqp://guest:guest@localhost:5672/%2f"
+    try:
+        lines = sys.stdin if path == "-" else open(path, encoding="utf-8")
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    try:
+        with lines:
+            return main(parameters, lines)
+    except UnicodeDecodeError as error:
+        return f"{path} is not UTF-8: {error}"
+    except BadInput as error:
+        return f"{path}: {error}; jobs of earlier lines run on"
+    except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
+        return "the broker took a job back: is StraightLine running over it, and is there room in its queues?"
+    except pika.exceptions.ProbableAuthenticationError:
+        return "the broker does not know this user or password"
+    except (pika.exceptions.AMQPError, OSError) as error:
+        return f"the broker cannot be used: is it at the host and port of the URL? ({error!r})"
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    sys.exit(main(sys.argv[1], sys.argv[2]))
+    sys.exit(run(sys.argv[1], sys.argv[2]))
