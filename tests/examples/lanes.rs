@@ -72,7 +72,9 @@ async fn measure() -> Result<()> {
             *row += &cells;
         }
     }
-    println!("| lane | cold start | a warm job of 1 KiB | over the model | a warm job of 1 MiB | over the model |");
+    println!(
+        "| lane | cold start | a warm job of 1 KiB | over the model | a warm job of 1 MiB | over the model |"
+    );
     println!("|---|---|---|---|---|---|");
     for ((name, cold, _), row) in lanes.iter().zip(rows) {
         let cold = cold.map_or_else(|| "its own".to_owned(), |ms| format!("{ms:.0} ms"));

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
-use tests::ports;
 use tests::process::{Process, Program, python, workspace};
 use tests::scenario::{Need, Scenario};
 use tests::services::{Docker, RabbitVersion};
 use tests::stage::Context;
 use tests::until::until;
+use tests::{http, ports};
 
 const LONG: Duration = Duration::from_secs(600);
 /// How long a change may take to be told.
@@ -24,7 +24,7 @@ const F: f64 = 20.0;
 const D: u64 = 64 * 1024;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    use Need::{Binary, Python, Rabbit310, Rabbit40, Redis};
+    use Need::{Binary, Python, Rabbit40, Rabbit310, Redis};
     let over_three = [Binary, Redis, Need::Docker];
     let mut all =
         Scenario::on_each_rabbit("lanes/placements_are_what_the_rule_says", &over_three, placements);
@@ -34,6 +34,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     let functions = [Binary, Redis, Rabbit310, Python];
     all.push(Scenario::new("lanes/a_broken_function_falls_back", &functions, broken_functions));
     all.push(Scenario::new("lanes/flask_is_a_local_lane", &functions, flask));
+    all.push(Scenario::new("lanes/gpus_are_told", &[Binary, Redis, Rabbit310], gpus));
     all.into_iter().map(|scenario| scenario.within(LONG)).collect()
 }
 
@@ -368,4 +369,29 @@ async fn flask(context: &Context) -> Result<()> {
     available(&deployment, context, "local", false).await?;
     told(&deployment, context, &format!("server at {url}: it ")).await?;
     all_end_in(&deployment, context, 10, &json!({}), "serverless").await
+}
+
+/// Two devices of a stand-in for NVIDIA's library, one of which does not tell its load: in the heartbeat, so in `status`, and
+/// in metrics, where what is not known is left out.
+async fn gpus(context: &Context) -> Result<()> {
+    let library = context.folder().join("libnvidia-ml.so.1");
+    let source = workspace().join("workers/tests/stand_in_nvml.c");
+    let compiler = Program::new("cc", Path::new("cc"), context.folder());
+    let compiler = compiler.args(["-shared", "-fPIC", "-D", "WELL", "-o"]).args([&library, &source]);
+    compiler.run(LONG).await?.expect(0)?;
+    let deployment = Production::shared(context, RabbitVersion::V3_10).await?;
+    let metrics = format!("127.0.0.1:{}", ports::free());
+    let worker = deployment.command(context, "worker").await?;
+    let worker = worker.env("LD_LIBRARY_PATH", context.folder());
+    let mut worker = worker.args(["worker", "--lane", "local", "--metrics", &metrics]).start()?;
+    worker.ready_log("ready", LONG).await?;
+    told(&deployment, context, r#""name":"Stand-in 9000""#).await?;
+    let status = deployment.status(context).await?;
+    let gpus = status["workers"][0]["resources"]["gpus"].as_array().context("no GPUs")?;
+    ensure!(gpus.len() == 3 && gpus[0]["used"] == 0.37 && gpus[1]["used"].is_null(), "{gpus:?}");
+    ensure!(gpus[2]["memory_bytes"].is_null(), "{gpus:?}");
+    let shown = http::get(&format!("http://{metrics}/metrics")).await?.expect(200)?.text();
+    ensure!(shown.contains(r#"straightline_gpu_used_ratio{gpu="0"} 0.37"#), "{shown}");
+    ensure!(!shown.contains(r#"straightline_gpu_used_ratio{gpu="1"}"#), "{shown}");
+    Ok(())
 }
