@@ -72,13 +72,16 @@ pub fn load(
 fn read(path: &Path) -> Result<Table, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+    let invalid = |problem| ConfigError::Invalid { path: path.to_owned(), problem };
     // The file alone first: only then do errors carry line numbers.
-    let invalid = |error: toml::de::Error| ConfigError::Invalid {
-        path: path.to_owned(),
-        problem: without_values(&error, &text),
-    };
-    toml::from_str::<Settings>(&text).map_err(invalid)?;
-    toml::from_str(&text).map_err(invalid)
+    let syntax = |error: toml::de::Error| invalid(at_line(&error, &text, error.message()));
+    serde_path_to_error::deserialize::<_, Settings>(toml::Deserializer::parse(&text).map_err(syntax)?)
+        .map_err(|error| {
+            let place = error.path().to_string();
+            let error = error.into_inner();
+            invalid(at_line(&error, &text, &format!("{place}: {}", explained(error.message()))))
+        })?;
+    toml::from_str(&text).map_err(syntax)
 }
 
 /// Sets one key and checks it at once, so that the error can name where the value came from.
@@ -110,15 +113,31 @@ fn only(section: &str, entry: &Table, key: &str) -> Table {
 }
 
 fn parse(table: Table) -> Result<Settings, String> {
-    table.try_into().map_err(|error: toml::de::Error| error.message().to_owned())
+    table.try_into().map_err(|error: toml::de::Error| explained(error.message()))
 }
 
-/// The error with its line, but without the line's text: a URL there has a password in it.
-fn without_values(error: &toml::de::Error, text: &str) -> String {
+/// The problem with its line, but without the line's text: a URL there has a password in it.
+fn at_line(error: &toml::de::Error, text: &str, problem: &str) -> String {
     let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    match line {
-        Some(line) => format!("line {line}: {}", error.message()),
-        None => error.message().to_owned(),
+    line.map_or_else(|| problem.to_owned(), |line| format!("line {line}: {problem}"))
+}
+
+/// What a parser says of a value, with what would be right. Where any text would be, it may be a secret and is left out.
+fn explained(message: &str) -> String {
+    if message.ends_with("expected a string") {
+        return "must be text: put it in quotes".to_owned();
+    }
+    let remedies = [
+        ("a duration", "use a time such as 10s or 5m"),
+        ("parsable string", "use a size such as 64KiB"),
+        ("an integer or string", "use a size such as 64KiB"),
+        ("integer overflow", "use a size such as 64KiB"),
+        ("socket address", "use an address and a port, such as 127.0.0.1:8080"),
+        ("socket address syntax", "use an address and a port, such as 127.0.0.1:8080"),
+    ];
+    match remedies.iter().find(|(end, _)| message.ends_with(end)) {
+        Some((_, remedy)) => format!("{message}: {remedy}"),
+        None => message.to_owned(),
     }
 }
 
@@ -163,7 +182,14 @@ mod tests {
         let error = load(Some(Path::new("/nonexistent/x.toml")), [], &[]).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/x.toml"), "{error}");
         for (name, value, expected) in [
-            ("STRAIGHTLINE_DISPATCHER__WINDOW", "soon", "STRAIGHTLINE_DISPATCHER__WINDOW"),
+            (
+                "STRAIGHTLINE_DISPATCHER__WINDOW",
+                "5",
+                "STRAIGHTLINE_DISPATCHER__WINDOW: invalid value: string \"5\"",
+            ),
+            ("STRAIGHTLINE_DISPATCHER__WINDOW", "5", "use a time such as 10s"),
+            ("STRAIGHTLINE_HTTP__LISTEN", "8080", "such as 127.0.0.1:8080"),
+            ("STRAIGHTLINE_HTTP__LISTEN", "localhost:8080", "such as 127.0.0.1:8080"),
             ("STRAIGHTLINE_WORKER__SLOTS", "-1", "STRAIGHTLINE_WORKER__SLOTS"),
             ("STRAIGHTLINE_WORKER__SLOT", "1", "STRAIGHTLINE_WORKER__SLOT: is not a setting"),
             ("STRAIGHTLINE_WORKERS__SLOTS", "1", "did you mean STRAIGHTLINE_WORKER__SLOTS?"),
@@ -175,9 +201,38 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_value_in_the_file_has_its_line_its_name_and_a_remedy() {
+        for (text, place, remedy) in [
+            (
+                "[dispatcher]\nsize_threshold = \"64 potatoes\"",
+                "line 2: dispatcher.size_threshold: ",
+                "64KiB",
+            ),
+            ("\n[dispatcher]\nsize_threshold = -1", "line 3: dispatcher.size_threshold: ", "64KiB"),
+            ("[limits]\ninline = true", "line 2: limits.inline: ", "64KiB"),
+            ("[http]\nlisten = \"8080\"", "line 2: http.listen: ", "such as 127.0.0.1:8080"),
+            ("[http]\nlisten = 8080", "line 2: http.listen: ", "such as 127.0.0.1:8080"),
+            ("[dispatcher]\nwindow = 5", "line 2: dispatcher.window: ", "10s"),
+            ("[serverless.host]\nidle_timeout = \"soon\"", "line 2: serverless.host.idle_timeout: ", "10s"),
+            ("[client]\nname = 7", "line 2: client.name: ", "in quotes"),
+        ] {
+            let file = file(text);
+            let error = load(Some(file.path()), [], &[]).unwrap_err().to_string();
+            assert!(error.contains(place) && error.contains(remedy), "{error}");
+        }
+    }
+
+    #[test]
     fn an_error_in_the_file_never_shows_the_line_it_is_on() {
-        let file = file("[broker]\nurl = \"amqp://u:hunter2@h\" x\n");
-        let error = load(Some(file.path()), [], &[]).unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        for text in [
+            "[broker]\nurl = \"amqp://u:hunter2@h\" x\n",
+            "[state]\nurl = 4711\n",
+            "[broker]\nurl = [\"hunter2\"]\n",
+        ] {
+            let file = file(text);
+            let error = load(Some(file.path()), [], &[]).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("hunter2") && !shown.contains("4711"), "{error}");
+        }
     }
 }

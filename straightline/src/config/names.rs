@@ -16,13 +16,25 @@ const OF_TESTS: [&str; 2] = ["STRAIGHTLINE_TEST_", "STRAIGHTLINE_TESTS_"];
 /// of all variables there are.
 pub fn setting(name: &str, all: &BTreeSet<String>) -> Result<Option<(String, String)>, String> {
     let Some(rest) = name.strip_prefix(PREFIX) else { return Ok(None) };
-    let is_known = |(section, key): &(String, String)| keys(section).contains(key);
+    let is_known = |(section, key): &(String, String)| keys(&[section]).contains(key);
     let named = rest.split_once("__").map(|(section, key)| (section.to_lowercase(), key.to_lowercase()));
     if let Some(named) = named.filter(is_known) {
         return Ok(Some(named));
     }
     let not_ours = name == FILE || OF_TESTS.iter().any(|test| name.starts_with(test)) || is_link(name, all);
-    if not_ours { Ok(None) } else { Err(format!("is not a setting: did you mean {}?", nearest(name))) }
+    if not_ours { Ok(None) } else { Err(format!("is not a setting: {}", hint(name, rest))) }
+}
+
+/// What may have been meant by the variable `name`, `rest` behind the prefix.
+fn hint(name: &str, rest: &str) -> String {
+    let of_section = variables(&rest.to_lowercase());
+    if !of_section.is_empty() {
+        return format!("it names a section without a key of it: use {}", of_section.join(", "));
+    }
+    match nearest(&name.to_uppercase()) {
+        Some(near) => format!("did you mean {near}?"),
+        None => "`straightline config show` prints those there are".to_owned(),
+    }
 }
 
 /// Whether Kubernetes made it. In a namespace with a service called `straightline`, or `straightline-…`, it gives every
@@ -35,25 +47,28 @@ fn is_link(name: &str, all: &BTreeSet<String>) -> bool {
     })
 }
 
-/// The variable whose name is closest to `name`.
-fn nearest(name: &str) -> String {
-    let settings = keys("").into_iter().flat_map(|section| {
-        let names = keys(&section);
-        names.into_iter().map(move |key| format!("{PREFIX}{section}__{key}").to_uppercase())
-    });
-    let name = name.to_uppercase();
-    let all = settings.chain([FILE.to_owned()]);
-    all.min_by_key(|known| distance(known, &name)).unwrap_or_default()
+/// The variable whose name is closest to `name`, if it is close at all: one of three letters may be wrong.
+fn nearest(name: &str) -> Option<String> {
+    let settings = keys(&[]).into_iter().flat_map(|section| variables(&section));
+    let all = settings.chain([FILE.to_owned()]).map(|known| (distance(&known, name), known));
+    let (changes, known) = all.min()?;
+    (changes * 3 <= name.len().saturating_sub(PREFIX.len())).then_some(known)
 }
 
-/// The keys of a section; of the empty one, the sections. The parser knows them, and says so when it is asked for one
-/// that cannot be.
-fn keys(section: &str) -> Vec<String> {
+/// The variables of a section.
+fn variables(section: &str) -> Vec<String> {
+    let keys = keys(&[section]).into_iter();
+    keys.map(|key| format!("{PREFIX}{section}__{key}").to_uppercase()).collect()
+}
+
+/// The keys of a section or of one within it, in the order they are written down in; of none, the sections. The parser
+/// knows them, and says so when it is asked for one that cannot be.
+pub(super) fn keys(path: &[&str]) -> Vec<String> {
     let nonsense = Table::from_iter([("?".to_owned(), Value::Boolean(true))]);
-    let asked = match section {
-        "" => nonsense,
-        section => Table::from_iter([(section.to_owned(), Value::Table(nonsense))]),
-    };
+    let asked = path
+        .iter()
+        .rev()
+        .fold(nonsense, |inner, section| Table::from_iter([((*section).to_owned(), Value::Table(inner))]));
     let answer = asked.try_into::<Settings>().err().map(|error| error.message().to_owned());
     let answer = answer.filter(|answer| answer.starts_with("unknown field `?`")).unwrap_or_default();
     answer.split('`').skip(3).step_by(2).map(str::to_owned).collect()
@@ -95,20 +110,25 @@ mod tests {
         for name in ["PATH", "STRAIGHTLINE_CONFIG", "STRAIGHTLINE_TEST_CACHE", "STRAIGHTLINE_TESTS_PROBE"] {
             assert_eq!(named(name), None);
         }
-        assert!(keys("").len() >= 12, "{:?}", keys(""));
+        assert!(keys(&[]).len() >= 12, "{:?}", keys(&[]));
+        assert!(keys(&["serverless", "lambda"]).contains(&"region".to_owned()));
+        assert!(keys(&["worker", "nonsense"]).is_empty());
     }
 
     #[test]
     fn one_that_means_nothing_is_told_what_it_may_mean() {
         for (name, meant) in [
-            ("STRAIGHTLINE_BROKER_URL", "STRAIGHTLINE_BROKER__URL"),
-            ("STRAIGHTLINE_WORKERS__SLOTS", "STRAIGHTLINE_WORKER__SLOTS"),
-            ("STRAIGHTLINE_WORKER__SLOT", "STRAIGHTLINE_WORKER__SLOTS"),
-            ("STRAIGHTLINE_CONFIGS", "STRAIGHTLINE_CONFIG"),
-            ("STRAIGHTLINE_PORT", ""),
+            ("STRAIGHTLINE_BROKER_URL", "did you mean STRAIGHTLINE_BROKER__URL?"),
+            ("STRAIGHTLINE_WORKERS__SLOTS", "did you mean STRAIGHTLINE_WORKER__SLOTS?"),
+            ("STRAIGHTLINE_WORKER__SLOT", "did you mean STRAIGHTLINE_WORKER__SLOTS?"),
+            ("STRAIGHTLINE_CONFIGS", "did you mean STRAIGHTLINE_CONFIG?"),
+            ("STRAIGHTLINE_LOG", "use STRAIGHTLINE_LOG__FORMAT, STRAIGHTLINE_LOG__FILTER"),
+            ("STRAIGHTLINE_FOO", "config show"),
+            ("STRAIGHTLINE_PORT", "config show"),
         ] {
             let problem = setting(name, &all(&[name])).unwrap_err();
-            assert!(problem.contains(&format!("did you mean {meant}")), "{name} {problem}");
+            assert!(problem.contains(meant), "{name} {problem}");
+            assert_eq!(meant.contains("mean"), problem.contains("mean"), "{name} {problem}");
         }
     }
 

@@ -1,14 +1,16 @@
 //! What can be set, with units and defaults.
 
-use super::lanes;
+use super::{lanes, names};
 use bytesize::ByteSize;
 use schemas::Lane;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use toml::{Table, Value};
 
 /// Everything that can be set.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -354,10 +356,47 @@ pub enum LogFormat {
 }
 
 impl Settings {
-    /// Every setting with its value, as a configuration file; passwords are hidden.
-    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
-        toml::to_string_pretty(self)
+    /// Every setting with its value, as a configuration file; passwords are hidden, and what is not set is a comment.
+    pub fn to_toml(&self) -> anyhow::Result<String> {
+        let mut out = String::new();
+        write_section(&mut out, &[], &toml::from_str(&toml::to_string(self)?)?)?;
+        Ok(out)
     }
+}
+
+/// Writes the section at `path`, its keys in the order they are written down in, and then those within it.
+fn write_section(out: &mut String, path: &[&str], section: &Table) -> anyhow::Result<()> {
+    let known = names::keys(path);
+    // What has no keys of its own is a map: its keys are those it has.
+    let keys: Vec<&str> = match known.is_empty() {
+        true => section.keys().map(String::as_str).collect(),
+        false => known.iter().map(String::as_str).collect(),
+    };
+    if !path.is_empty() {
+        let quoted = path.iter().map(|name| quoted(name)).collect::<Vec<_>>();
+        writeln!(out, "{}[{}]", if out.is_empty() { "" } else { "\n" }, quoted.join("."))?;
+    }
+    for key in &keys {
+        match section.get(*key) {
+            Some(Value::Table(_)) => {}
+            Some(value) => {
+                out.push_str(&toml::to_string(&Table::from_iter([((*key).to_owned(), value.clone())]))?)
+            }
+            None => writeln!(out, "# {key} is not set")?,
+        }
+    }
+    for key in keys {
+        if let Some(Value::Table(inner)) = section.get(key) {
+            write_section(out, &[path, &[key]].concat(), inner)?;
+        }
+    }
+    Ok(())
+}
+
+/// A key as TOML has it.
+fn quoted(key: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if key.bytes().all(is_bare) { key.to_owned() } else { Value::from(key).to_string() }
 }
 
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
@@ -431,5 +470,36 @@ mod tests {
         let shown = Settings::default().to_toml().unwrap();
         let read: Settings = toml::from_str(&shown).unwrap();
         assert_eq!(read.to_toml().unwrap(), shown);
+        let text = "[worker]\nslots = 3\n[worker.server]\nurl = \"http://h\"\nmodels = [\"m\"]\n\
+            [docker.images.\"a.b\"]\nimage = \"i\"\nenv = { K = \"two\\nlines\" }\n";
+        let set: Settings = toml::from_str(text).unwrap();
+        let shown = set.to_toml().unwrap();
+        let read: Settings = toml::from_str(&shown).unwrap();
+        assert_eq!(read.to_toml().unwrap(), shown);
+        let image = &read.docker.images[&schemas::ModelName::new("a.b").unwrap()];
+        assert_eq!((image.env["K"].as_str(), read.worker.slots), ("two\nlines", Some(3)));
+    }
+
+    #[test]
+    fn what_is_not_set_is_shown_in_its_section() {
+        let shown = Settings::default().to_toml().unwrap();
+        for (section, key) in [
+            ("broker", "url"),
+            ("state", "url"),
+            ("storage", "blobs"),
+            ("metrics", "listen"),
+            ("dispatcher", "placement_log"),
+            ("worker", "slots"),
+            ("worker", "models"),
+            ("worker", "server"),
+            ("docker", "network"),
+            ("serverless.host", "invoke_listen"),
+            ("serverless.lambda", "qualifier"),
+            ("client", "server"),
+        ] {
+            let (_, of_section) = shown.split_once(&format!("[{section}]\n")).expect(section);
+            let of_section = of_section.split("\n[").next().unwrap();
+            assert!(of_section.contains(&format!("# {key} is not set\n")), "{section} {key}\n{shown}");
+        }
     }
 }
