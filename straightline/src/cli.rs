@@ -1,7 +1,7 @@
 //! The command line.
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use schemas::{Class, JobId, Lane, ModelName};
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -42,7 +42,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Watch real handwritten digits being recognised: everything in one process, for a minute.
+    /// Watch real handwritten digits being recognised: everything in one process, for 10 to 20 seconds.
     Demo(Demo),
     /// Run everything in one process: durable queues, dispatcher, local worker, HTTP face.
     Up(Up),
@@ -89,7 +89,7 @@ pub struct Up {
     #[arg(long, value_name = "LANES", value_delimiter = ',')]
     pub lanes: Vec<Lane>,
     /// Where the HTTP face listens.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub listen: Option<SocketAddr>,
     /// Folder with one folder per model, each with its model.onnx and model.toml.
     #[arg(long, value_name = "DIR")]
@@ -99,7 +99,7 @@ pub struct Up {
 #[derive(Args, Debug)]
 pub struct Dispatcher {
     /// Where metrics and health listen.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub metrics: Option<SocketAddr>,
     /// Name in status and logs; default: host name and process id.
     #[arg(long)]
@@ -118,7 +118,7 @@ pub struct Worker {
     #[arg(long, value_name = "DIR")]
     pub models: Option<PathBuf>,
     /// Where metrics and health listen.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub metrics: Option<SocketAddr>,
     /// Name in status and logs; default: host name and process id.
     #[arg(long)]
@@ -128,7 +128,7 @@ pub struct Worker {
 #[derive(Args, Debug)]
 pub struct Serve {
     /// Where it listens.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address, default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
     /// A model to serve, and only those named; default: all.
     #[arg(long = "model", value_name = "NAME")]
@@ -275,9 +275,9 @@ pub enum Dead {
 
 /// Which dead jobs.
 #[derive(Args, Debug)]
+#[command(group = ArgGroup::new("jobs").required(true).args(["ids", "all"]))]
 pub struct Which {
     /// Job ids.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
     pub ids: Vec<JobId>,
     /// All of them.
     #[arg(long)]
@@ -294,7 +294,41 @@ pub enum Config {
     Check,
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|error| format!("{error}: use an address and a port, such as 127.0.0.1:8080"))
+}
+
 fn span(text: &str) -> Result<Duration, String> {
     humantime_serde::re::humantime::parse_duration(text)
         .map_err(|error| format!("{error}: use a time such as 30s or 10m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Cli, String> {
+        Cli::try_parse_from([&["straightline"], arguments].concat()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn dead_jobs_are_named_or_all_are_meant() {
+        let id = "019aa0f2-0000-7000-8000-000000000000";
+        for command in ["requeue", "drop"] {
+            parse(&["dead", command, "--all"]).unwrap();
+            parse(&["dead", command, id, id, "--server", "http://h:1"]).unwrap();
+            assert!(parse(&["dead", command]).unwrap_err().contains("--all"));
+            assert!(parse(&["dead", command, id, "--all"]).is_err());
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_told_what_one_looks_like() {
+        for wrong in ["18082", "localhost:8080"] {
+            for arguments in [&["up", "--listen", wrong][..], &["serve", "--listen", wrong]] {
+                assert!(parse(arguments).unwrap_err().contains("such as 127.0.0.1:8080"));
+            }
+        }
+        parse(&["up", "--listen", "[::1]:8080"]).unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! `straightline`: one binary, every role.
 //!
-//! Exit codes: 0 done; 1 something failed, or not everything asked for succeeded; 64 bad usage or configuration.
+//! Exit codes: 0 done; 1 something failed, or not everything asked for succeeded; 64 bad usage or configuration; 130
+//! interrupted while waiting; 141 whoever read the output reads no more.
 
 #![expect(unreachable_pub, reason = "nothing outside a binary can reach anything in it")]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
@@ -26,6 +27,9 @@ use std::process::ExitCode;
 
 /// As in BSD's sysexits: the command was used wrongly.
 const USAGE: u8 = 64;
+/// As shells say of what SIGINT or SIGPIPE has ended.
+const INTERRUPTED: u8 = 130;
+const CLOSED: u8 = 141;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -57,6 +61,8 @@ fn main() -> ExitCode {
     match ran {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(error) if error.is::<stopping::Interrupted>() => ExitCode::from(INTERRUPTED),
+        Err(error) if error.is::<print::Closed>() => ExitCode::from(CLOSED),
         Err(error) => complain(&format!("{error:#}"), if config::is_to_blame(&error) { USAGE } else { 1 }),
     }
 }

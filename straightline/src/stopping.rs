@@ -16,8 +16,25 @@ pub enum Stop {
     Now,
 }
 
-/// Watches for signals from here on.
+/// A command that was told to stop waiting, and has said what there is to say.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Watches for signals from here on, and logs what each leads to.
 pub fn watch_signals() -> std::io::Result<watch::Receiver<Stop>> {
+    watch(|asked| match asked {
+        Stop::Drain => tracing::info!("draining; a second signal returns jobs to their queues at once"),
+        _ => tracing::warn!("returning jobs to their queues"),
+    })
+}
+
+/// Watches for signals from here on, for a command that has no jobs in hand and says itself what they lead to.
+pub fn watch_quietly() -> std::io::Result<watch::Receiver<Stop>> {
+    watch(|_| ())
+}
+
+fn watch(tell: fn(Stop)) -> std::io::Result<watch::Receiver<Stop>> {
     let (told, stop) = watch::channel(Stop::No);
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
@@ -27,12 +44,7 @@ pub fn watch_signals() -> std::io::Result<watch::Receiver<Stop>> {
                 _ = term.recv() => {}
                 _ = int.recv() => {}
             }
-            match asked {
-                Stop::Drain => {
-                    tracing::info!("draining; a second signal returns jobs to their queues at once")
-                }
-                _ => tracing::warn!("returning jobs to their queues"),
-            }
+            tell(asked);
             told.send_replace(asked);
         }
         // A third signal finds the receiver gone and is ignored: the process is ending already.

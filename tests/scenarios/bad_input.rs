@@ -335,7 +335,7 @@ async fn dead_jobs(context: &Context) -> Result<()> {
     ensure!(shown["entry"]["history"].as_array().is_some_and(|history| history.len() > 1), "{shown}");
     let requeued = run("requeue", &["dead", "requeue", &id]).await?.expect(0)?;
     ensure!(
-        requeued.stdout.contains(&id) && requeued.stdout.contains("1 jobs requeued"),
+        requeued.stdout.contains(&id) && requeued.stdout.contains("1 job requeued"),
         "{}",
         requeued.stdout
     );

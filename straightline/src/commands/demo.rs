@@ -3,18 +3,21 @@
 use crate::builtin::{self, Digit, PIXELS};
 use crate::cli;
 use crate::config::{Services, Settings};
-use crate::roles;
 use crate::station::Station;
+use crate::stopping::{self, Interrupted, Stop};
+use crate::{print, roles};
 use anyhow::Result;
+use dispatcher::Dispatcher;
 use futures_util::{Stream, StreamExt, stream};
-use indicatif::{ProgressBar, ProgressStyle};
-use producer::Submission;
-use producer::operations::{self, LaneStatus};
+use indicatif::ProgressBar;
+use producer::operations;
+use producer::{Client, Submission};
 use report::Report;
 use schemas::{Class, JobResult, Lane, ModelName, Payload, Tensor};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use workers::worker::Worker;
 
 mod report;
@@ -45,8 +48,9 @@ struct Job {
     images: Vec<usize>,
 }
 
-/// Runs the demo; true if every job came back.
+/// Runs the demo; true if every job came back. A signal ends it in order: nothing is left running, and its folder goes.
 pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
+    let mut stop = stopping::watch_quietly()?;
     let folder = tempfile::tempdir()?;
     settings.broker.url = None;
     settings.state.url = None;
@@ -56,18 +60,44 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
     settings.docker.containers_max = SLOTS;
     settings.check(Services::Together)?;
     let station = Station::open(settings).await?;
-    let workers = workers(&station).await?;
+    let workers = workers(&station, &mut stop).await?;
     let dispatcher = roles::dispatch(&station, None)?;
     let client = station.client().await?;
+    let report = watch_jobs(&client, options, &mut stop).await?;
+    let lanes = operations::status(Ok(station.broker.as_ref()), station.state.as_ref()).await.lanes;
+    client.close(Duration::ZERO).await;
+    let interrupted = *stop.borrow() != Stop::No;
+    end(&dispatcher, &workers, interrupted).await?;
+    station.close().await;
+    print::text(&if options.json { format!("{}\n", report.json(&lanes)) } else { report.table(&lanes) })?;
+    if interrupted { Err(Interrupted.into()) } else { Ok(report.complete()) }
+}
 
+/// Sends the jobs and counts what comes back, until all have or a signal comes.
+async fn watch_jobs(
+    client: &Client,
+    options: &cli::Demo,
+    stop: &mut watch::Receiver<Stop>,
+) -> Result<Report> {
     let digits = builtin::held_out();
     let jobs = jobs(options.jobs, digits.len());
-    let progress = progress(jobs.len(), options.json);
+    let progress =
+        if options.json { ProgressBar::hidden() } else { print::progress(Some(jobs.len() as u64)) };
     let submitted = Arc::new(Mutex::new(vec![None; jobs.len()]));
     let arrivals = arrivals(submissions(&jobs, &digits)?, Arc::clone(&submitted));
     let mut report = Report::new(jobs.len());
     let mut results = Box::pin(client.run_many(arrivals));
-    while let Some(done) = results.next().await {
+    let begun = Instant::now();
+    loop {
+        let done = tokio::select! {
+            done = results.next() => done,
+            () = stopping::until(stop, Stop::Drain) => {
+                let sent = submitted.lock().unwrap_or_else(PoisonError::into_inner);
+                report.interrupted(sent.iter().flatten().count());
+                break;
+            }
+        };
+        let Some(done) = done else { break };
         let sent = submitted.lock().unwrap_or_else(PoisonError::into_inner)[done.index];
         let took = sent.map_or(Duration::ZERO, |sent: Instant| sent.elapsed());
         let job = &jobs[done.index];
@@ -79,22 +109,29 @@ pub async fn run(mut settings: Settings, options: &cli::Demo) -> Result<bool> {
         }
         progress.inc(1);
     }
-    drop(results);
     progress.finish_and_clear();
-    let lanes = operations::status(station.broker.as_ref(), station.state.as_ref()).await.lanes;
-    client.close(Duration::ZERO).await;
-    dispatcher.drain().await?;
-    for worker in &workers {
-        worker.drain();
+    report.took(begun.elapsed());
+    Ok(report)
+}
+
+/// Ends what was started, functions and containers with it. Nobody waits for jobs that a signal left in hand.
+async fn end(dispatcher: &Dispatcher, workers: &[Worker], interrupted: bool) -> Result<()> {
+    if interrupted {
+        dispatcher.halt();
+        workers.iter().for_each(Worker::halt);
+        dispatcher.join().await?;
+    } else {
+        dispatcher.drain().await?;
+        workers.iter().for_each(Worker::drain);
+    }
+    for worker in workers {
         worker.join().await?;
     }
-    station.close().await;
-    print(&report, &lanes, options.json)?;
-    Ok(report.complete())
+    Ok(())
 }
 
 /// A worker of every lane. Docker has a moment to answer; where it does not, its lane takes no jobs, and the report says so.
-async fn workers(station: &Station) -> Result<Vec<Worker>> {
+async fn workers(station: &Station, stop: &mut watch::Receiver<Stop>) -> Result<Vec<Worker>> {
     let mut workers = Vec::new();
     for lane in Lane::ALL {
         let name = roles::process_name(lane.as_str());
@@ -102,14 +139,17 @@ async fn workers(station: &Station) -> Result<Vec<Worker>> {
     }
     let all_there = async {
         loop {
-            let status = operations::status(station.broker.as_ref(), station.state.as_ref()).await;
+            let status = operations::status(Ok(station.broker.as_ref()), station.state.as_ref()).await;
             if status.lanes.iter().all(|lane| lane.available) {
                 return;
             }
             tokio::time::sleep(LOOK).await;
         }
     };
-    let _ = tokio::time::timeout(LANES_PATIENCE, all_there).await;
+    tokio::select! {
+        _ = tokio::time::timeout(LANES_PATIENCE, all_there) => {}
+        () = stopping::until(stop, Stop::Drain) => {}
+    }
     Ok(workers)
 }
 
@@ -167,22 +207,4 @@ fn recognised(result: &JobResult, job: &Job, digits: &[Digit]) -> usize {
     let labels = result.output.as_ref().and_then(|output| output.tensor("label")).and_then(Tensor::as_int64);
     let Some(labels) = labels else { return 0 };
     job.images.iter().zip(labels).filter(|(image, label)| digits[**image].label == *label).count()
-}
-
-fn progress(jobs: usize, hidden: bool) -> ProgressBar {
-    if hidden {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{spinner} {bar:40} {pos}/{len} jobs, {per_sec}, {elapsed}");
-    ProgressBar::new(jobs as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
-fn print(report: &Report, lanes: &[LaneStatus], json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(&report.json(lanes))?);
-    } else {
-        print!("{}", report.table(lanes));
-    }
-    Ok(())
 }

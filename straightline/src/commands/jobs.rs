@@ -9,23 +9,42 @@ use crate::access::Access;
 use crate::cli;
 use crate::config::Settings;
 use crate::print;
+use crate::stopping::{self, Interrupted, Stop};
 use anyhow::Result;
 use schemas::{JobId, Status};
 use sink::Sink;
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How long the broker may take, once nothing more is submitted, to confirm what is on its way to it.
+const CONFIRM_MAX: Duration = Duration::from_secs(5);
 
 /// Submits; true if everything that was asked for succeeded.
 pub async fn submit(settings: Settings, options: &cli::Submit) -> Result<bool> {
     let inputs = source::open(options)?;
     let mut sink = Sink::new(options, inputs.expected)?;
-    let access = Access::open(settings, &options.server).await?;
+    // Where nobody waits, the ids are out as soon as they are known, and a signal may end it at once.
+    let mut stop = if options.wait { stopping::watch_quietly()? } else { watch::channel(Stop::No).1 };
+    let access = tokio::select! {
+        access = Access::open(settings, &options.server) => access?,
+        () = stopping::until(&mut stop, Stop::Drain) => return Err(Interrupted.into()),
+    };
+    let (wait, asked) = (options.wait, stop.clone());
     let submitted = match &access {
-        Access::Direct(station) => direct::submit(station, inputs.jobs, options.wait, &mut sink).await,
-        Access::Http(http) => over_http::submit(http, inputs.jobs, options.wait, &mut sink).await,
+        Access::Direct(station) => direct::submit(station, inputs.jobs, wait, &mut sink, asked).await,
+        Access::Http(http) => over_http::submit(http, inputs.jobs, wait, &mut sink, asked).await,
     };
     access.close().await;
     submitted?;
-    sink.finish()
+    let succeeded = sink.finish()?;
+    if *stop.borrow() == Stop::No { Ok(succeeded) } else { Err(Interrupted.into()) }
+}
+
+/// Resolves when a submission that was told to stop has had its time: a while after the first signal, or at the second.
+async fn given_up(mut stop: watch::Receiver<Stop>) {
+    stopping::until(&mut stop, Stop::Drain).await;
+    let _ = timeout(CONFIRM_MAX, stopping::until(&mut stop, Stop::Now)).await;
 }
 
 /// Fetches results; true if every one is there and says succeeded.

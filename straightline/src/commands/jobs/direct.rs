@@ -1,33 +1,48 @@
 //! Submitting over broker and state, through the client library.
 
+use super::given_up;
 use super::sink::Sink;
-use super::source::{Content, Job, Opaque};
+use super::source::{Content, Job, Opaque, Place};
 use crate::station::Station;
+use crate::stopping::{self, Stop};
 use anyhow::Result;
-use futures_util::{StreamExt, stream};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt, stream};
 use producer::{Client, Submission};
 use schemas::{JobId, JobResult, Payload};
+use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-/// Submits `jobs`, and waits for their results if `wait`.
-pub async fn submit(station: &Station, jobs: mpsc::Receiver<Job>, wait: bool, sink: &mut Sink) -> Result<()> {
+/// Submits `jobs`, and waits for their results if `wait`, until told to stop.
+pub async fn submit(
+    station: &Station,
+    jobs: mpsc::Receiver<Job>,
+    wait: bool,
+    sink: &mut Sink,
+    stop: watch::Receiver<Stop>,
+) -> Result<()> {
     let client = station.client().await?;
     // Jobs that are none never reach the client; what it numbers is what is left.
     let refused: Arc<Mutex<Vec<(usize, String)>>> = Arc::default();
-    let places: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let places: Arc<Mutex<Vec<(usize, Place)>>> = Arc::default();
     let submissions = {
         let (refused, places) = (Arc::clone(&refused), Arc::clone(&places));
         stream::unfold(jobs, |mut jobs| async move { Some((jobs.recv().await?, jobs)) }).filter_map(
-            move |job| {
-                let submission = match job.content.and_then(submission) {
+            move |Job { index, place, content }| {
+                let submission = match content {
+                    Ok(content) => submission(content).map_err(|error| place.blame(&error)),
+                    Err(error) => Err(format!("{place}: {error}")),
+                };
+                let submission = match submission {
                     Ok(submission) => {
-                        lock(&places).push(job.index);
+                        lock(&places).push((index, place));
                         Some(submission)
                     }
                     Err(error) => {
-                        lock(&refused).push((job.index, error));
+                        lock(&refused).push((index, error));
                         None
                     }
                 };
@@ -35,25 +50,16 @@ pub async fn submit(station: &Station, jobs: mpsc::Receiver<Job>, wait: bool, si
             },
         )
     };
-    let place = |index: usize| lock(&places)[index];
+    let place = |index: usize| lock(&places)[index].clone();
     if wait {
-        let mut results = Box::pin(client.run_many(submissions));
-        while let Some(done) = results.next().await {
-            let index = place(done.index);
-            match done.outcome {
-                Ok(result) => match client.resolve(result).await {
-                    Ok(result) => sink.ended(index, &result)?,
-                    Err(error) => sink.failed(index, done.id, &error)?,
-                },
-                Err(error) => sink.failed(index, done.id, &error)?,
-            }
-        }
+        run(&client, submissions, place, sink, stop).await?;
     } else {
         let mut ids = Box::pin(client.enqueue_many(submissions));
-        while let Some((index, enqueued)) = ids.next().await {
+        while let Some((at, enqueued)) = ids.next().await {
+            let (index, place) = place(at);
             match enqueued {
-                Ok(id) => sink.submitted(place(index), id)?,
-                Err(error) => sink.failed(place(index), None, &error)?,
+                Ok(id) => sink.submitted(index, id)?,
+                Err(error) => sink.failed(index, None, &place.blame(&error.to_string()))?,
             }
         }
     }
@@ -61,6 +67,56 @@ pub async fn submit(station: &Station, jobs: mpsc::Receiver<Job>, wait: bool, si
         sink.failed(index, None, &error)?;
     }
     client.close(Duration::ZERO).await;
+    Ok(())
+}
+
+/// Submits and waits. Told to stop, it submits no more, hears whether what is on its way has arrived, and leaves the rest
+/// to run on.
+async fn run(
+    client: &Client,
+    submissions: impl Stream<Item = Submission>,
+    place: impl Fn(usize) -> (usize, Place),
+    sink: &mut Sink,
+    mut stop: watch::Receiver<Stop>,
+) -> Result<()> {
+    let mut asked = stop.clone();
+    let asked = async move { stopping::until(&mut asked, Stop::Drain).await };
+    let mut tickets = pin!(client.submit_many(submissions.take_until(asked)));
+    let mut given_up = pin!(given_up(stop.clone()));
+    let mut ends = FuturesUnordered::new();
+    let mut under_way = BTreeMap::new();
+    let mut submitting = true;
+    while submitting || !ends.is_empty() {
+        tokio::select! {
+            submitted = tickets.next(), if submitting => match submitted {
+                Some((at, Ok(ticket))) => {
+                    let (index, _) = place(at);
+                    under_way.insert(index, ticket.id());
+                    ends.push(async move { (index, ticket.id(), ticket.await) });
+                }
+                Some((at, Err(error))) => {
+                    let (index, place) = place(at);
+                    sink.failed(index, None, &place.blame(&error.to_string()))?;
+                }
+                None => submitting = false,
+            },
+            Some((index, id, outcome)) = ends.next() => {
+                under_way.remove(&index);
+                match outcome {
+                    Ok(result) => match client.resolve(result).await {
+                        Ok(result) => sink.ended(index, &result)?,
+                        Err(error) => sink.failed(index, Some(id), &error)?,
+                    },
+                    Err(error) => sink.failed(index, Some(id), &error)?,
+                }
+            }
+            () = stopping::until(&mut stop, Stop::Drain), if !submitting => break,
+            () = &mut given_up => break,
+        }
+    }
+    for (index, id) in under_way {
+        sink.pending(index, id)?;
+    }
     Ok(())
 }
 

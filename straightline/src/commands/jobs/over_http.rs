@@ -1,8 +1,10 @@
 //! Submitting over the HTTP face of a running `up`.
 
+use super::given_up;
 use super::sink::Sink;
-use super::source::{Content, Job, Opaque};
+use super::source::{Content, Job, Opaque, Place};
 use crate::access::{Http, Refused};
+use crate::stopping::{self, Stop};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
@@ -10,8 +12,8 @@ use schemas::{JobId, JobResult};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
 
 /// Ids in one request for results.
 const IDS_MAX: usize = 500;
@@ -41,46 +43,59 @@ struct Accepted {
     id: JobId,
 }
 
-/// Submits `jobs`, and waits for their results if `wait`.
-pub async fn submit(http: &Http, jobs: mpsc::Receiver<Job>, wait: bool, sink: &mut Sink) -> Result<()> {
+/// Submits `jobs`, and waits for their results if `wait`, until told to stop.
+pub async fn submit(
+    http: &Http,
+    jobs: mpsc::Receiver<Job>,
+    wait: bool,
+    sink: &mut Sink,
+    stop: watch::Receiver<Stop>,
+) -> Result<()> {
     let mut ids = HashMap::new();
-    let sent = send(http, jobs, wait, &mut ids, sink).await;
+    let sent = tokio::select! {
+        sent = send(http, jobs, wait, &mut ids, sink, stop.clone()) => sent,
+        () = given_up(stop.clone()) => Ok(()),
+    };
     // Also when sending broke off: those that were accepted go on.
-    gather(http, ids, sink, PATIENCE).await?;
+    gather(http, ids, sink, PATIENCE, stop).await?;
     sent
 }
 
-/// Submits `jobs`; the ids of those to wait for are put into `ids`.
+/// Submits `jobs` until told to stop; the ids of those to wait for are put into `ids`.
 async fn send(
     http: &Http,
     mut jobs: mpsc::Receiver<Job>,
     wait: bool,
     ids: &mut HashMap<JobId, usize>,
     sink: &mut Sink,
+    mut stop: watch::Receiver<Stop>,
 ) -> Result<()> {
     // Lines go out on one request while its answers come in; what is no line goes its own way meanwhile.
     let (lines, to_send) = mpsc::channel::<Bytes>(256);
     let (others, mut aside) = mpsc::channel::<Job>(16);
-    let (numbers, mut numbered) = mpsc::unbounded_channel::<usize>();
+    let (numbers, mut numbered) = mpsc::unbounded_channel::<(usize, Place)>();
     let sorting = tokio::spawn(async move {
-        while let Some(job) = jobs.recv().await {
-            match job.content {
+        loop {
+            let job = tokio::select! {
+                biased;
+                () = stopping::until(&mut stop, Stop::Drain) => break,
+                job = jobs.recv() => job,
+            };
+            let Some(Job { index, place, content }) = job else { break };
+            let gone = match content {
                 Ok(Content::Json(object)) => {
                     let line = Bytes::from(serde_json::Value::Object(object).to_string() + "\n");
-                    if numbers.send(job.index).is_err() || lines.send(line).await.is_err() {
-                        break;
-                    }
+                    numbers.send((index, place)).is_err() || lines.send(line).await.is_err()
                 }
-                content => {
-                    if others.send(Job { index: job.index, content }).await.is_err() {
-                        break;
-                    }
-                }
+                content => others.send(Job { index, place, content }).await.is_err(),
+            };
+            if gone {
+                break;
             }
         }
     });
     let mut answers = Box::pin(http.post_lines("/v1/jobs", Box::pin(never_still(to_send, STILL_MAX))).await?);
-    let mut places: Vec<usize> = Vec::new();
+    let mut places: Vec<(usize, Place)> = Vec::new();
     let (mut lines_open, mut aside_open) = (true, true);
     while lines_open || aside_open {
         tokio::select! {
@@ -91,19 +106,20 @@ async fn send(
                     while places.len() <= answer.index {
                         places.push(numbered.recv().await.context("the server answered for a line never sent")?);
                     }
-                    let index = places[answer.index];
-                    accepted(index, answer.id, answer.error, wait, ids, sink)?;
+                    let (index, place) = &places[answer.index];
+                    let error = answer.error.map(|error| place.blame(&error));
+                    accepted(*index, answer.id, error, wait, ids, sink)?;
                 }
                 None => lines_open = false,
             },
             job = aside.recv(), if aside_open => match job {
-                Some(Job { index, content: Ok(Content::Opaque(opaque)) }) => match send_opaque(http, opaque).await {
+                Some(Job { index, place, content: Ok(Content::Opaque(opaque)) }) => match send_opaque(http, opaque).await {
                     Ok(id) => accepted(index, Some(id), None, wait, ids, sink)?,
-                    Err(error) => sink.failed(index, None, &format!("{error:#}"))?,
+                    Err(error) => sink.failed(index, None, &place.blame(&format!("{error:#}")))?,
                 },
-                Some(Job { index, content }) => {
+                Some(Job { index, place, content }) => {
                     let error = content.err().unwrap_or_else(|| "not a job".to_owned());
-                    sink.failed(index, None, &error)?;
+                    sink.failed(index, None, &format!("{place}: {error}"))?;
                 }
                 None => aside_open = false,
             },
@@ -147,17 +163,31 @@ async fn send_opaque(http: &Http, opaque: Opaque) -> Result<JobId> {
     Ok(accepted.id)
 }
 
-/// Results of all `ids`, as they come, for as long as `patience` lasts: a server that restarts has its jobs still.
-async fn gather(http: &Http, ids: HashMap<JobId, usize>, sink: &mut Sink, patience: Duration) -> Result<()> {
+/// Results of all `ids`, as they come, for as long as `patience` lasts and until told to stop: a server that restarts has
+/// its jobs still.
+async fn gather(
+    http: &Http,
+    ids: HashMap<JobId, usize>,
+    sink: &mut Sink,
+    patience: Duration,
+    mut stop: watch::Receiver<Stop>,
+) -> Result<()> {
     let until = Instant::now() + patience;
     let mut waiting = VecDeque::from_iter(ids);
     waiting.make_contiguous().sort_unstable_by_key(|(_, index)| *index);
     let mut ended = Ok(());
     let mut is_away = false;
-    while !waiting.is_empty() && Instant::now() < until && ended.is_ok() {
+    let mut told = false;
+    while !told && !waiting.is_empty() && Instant::now() < until && ended.is_ok() {
         let mut turn: BTreeMap<_, _> = waiting.drain(..waiting.len().min(IDS_MAX)).collect();
         let wait = if waiting.is_empty() { WAIT } else { TURN };
-        let asked = write_results(http, &mut turn, wait, sink).await?;
+        let asked = tokio::select! {
+            asked = write_results(http, &mut turn, wait, sink) => asked?,
+            () = stopping::until(&mut stop, Stop::Drain) => {
+                told = true;
+                Ok(())
+            }
+        };
         // To the end of the line: none is kept waiting by others that do not end.
         waiting.extend(turn);
         match asked {
@@ -167,12 +197,16 @@ async fn gather(http: &Http, ids: HashMap<JobId, usize>, sink: &mut Sink, patien
                     tracing::warn!(error = %format!("{error:#}"), jobs = waiting.len(), "asking for results until they come");
                 }
                 is_away = true;
-                sleep(PAUSE).await;
+                let _ = timeout(PAUSE, stopping::until(&mut stop, Stop::Drain)).await;
             }
             Err(error) => ended = Err(error),
         }
     }
     for (id, index) in waiting {
+        if told {
+            sink.pending(index, id)?;
+            continue;
+        }
         sink.failed(index, Some(id), &"its result did not come; fetch it later by its id")?;
     }
     ended

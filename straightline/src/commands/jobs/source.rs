@@ -5,9 +5,11 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use schemas::{Class, ModelName};
 use serde_json::{Map, Value};
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -16,8 +18,38 @@ use tokio::sync::mpsc;
 pub struct Job {
     /// Its place among all, from 0.
     pub index: usize,
-    /// What it is; or why it is none, with the file and line.
+    /// Where it was read.
+    pub place: Place,
+    /// What it is; or why it is none.
     pub content: Result<Content, String>,
+}
+
+/// A file, and its line if it has one job on each.
+#[derive(Clone, Debug)]
+pub struct Place {
+    file: Arc<str>,
+    line: Option<usize>,
+}
+
+impl Place {
+    /// What is wrong with the job here. What a reader says of the line and column it was at is left out: jobs are
+    /// written anew before they are read there.
+    pub fn blame(&self, error: &str) -> String {
+        let known = error.rsplit_once(" at line ").filter(|(_, at)| {
+            let numbers = at.split_once(" column ");
+            numbers.is_some_and(|(line, column)| [line, column].iter().all(|n| n.parse::<usize>().is_ok()))
+        });
+        format!("{self}: {}", known.map_or(error, |(error, _)| error))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(to, "{}, line {line}", self.file),
+            None => to.write_str(&self.file),
+        }
+    }
 }
 
 /// What a job is.
@@ -136,59 +168,61 @@ struct Reader {
 }
 
 impl Reader {
-    fn read(&mut self, file: &Path) -> Result<(), Enough> {
-        let name = file.display();
-        match kind(file) {
-            Kind::Lines if file == Path::new("-") => self.lines(std::io::stdin().lock(), "standard input"),
-            Kind::Lines => match File::open(file) {
-                Ok(opened) => self.lines(BufReader::new(opened), &name.to_string()),
-                Err(error) => self.send(Err(format!("{name}: {error}"))),
-            },
-            Kind::Json => {
-                let job = match std::fs::read(file) {
-                    Ok(bytes) => self.object(&bytes, &name.to_string()),
-                    Err(error) => Err(format!("{name}: {error}")),
-                };
-                self.send(job)
-            }
-            Kind::Opaque => {
-                let job = match (std::fs::read(file), &self.defaults.model) {
-                    (Ok(bytes), Some(model)) => Ok(Content::Opaque(Opaque {
-                        model: model.clone(),
-                        class: self.defaults.class,
-                        deadline: self.defaults.deadline,
-                        content_type: media_type(file),
-                        bytes: bytes.into(),
-                    })),
-                    (Err(error), _) => Err(format!("{name}: {error}")),
-                    (Ok(_), None) => Err(format!("{name}: say which model it is for with --model")),
-                };
-                self.send(job)
-            }
+    fn read(&mut self, path: &Path) -> Result<(), Enough> {
+        if path == Path::new("-") {
+            return self.lines(std::io::stdin().lock(), "standard input");
         }
+        let name = path.display().to_string();
+        let whole = Place { file: name.as_str().into(), line: None };
+        let job = match kind(path) {
+            Kind::Lines => match File::open(path) {
+                Ok(opened) => return self.lines(BufReader::new(opened), &name),
+                Err(error) => Err(error.to_string()),
+            },
+            Kind::Json => match std::fs::read(path) {
+                // An error here says where in the file it is.
+                Ok(bytes) => self.object(&bytes),
+                Err(error) => Err(error.to_string()),
+            },
+            Kind::Opaque => self.opaque(path),
+        };
+        self.send(whole, job)
     }
 
     fn lines(&mut self, mut from: impl BufRead, name: &str) -> Result<(), Enough> {
+        let file: Arc<str> = name.into();
         let mut line = Vec::new();
         for number in 1.. {
+            let place = Place { file: Arc::clone(&file), line: Some(number) };
             line.clear();
             match from.read_until(b'\n', &mut line) {
                 Ok(0) => break,
                 Ok(_) if line.trim_ascii().is_empty() => {}
                 Ok(_) => {
-                    let job = self.object(&line, &format!("{name}, line {number}"));
-                    self.send(job)?;
+                    let job = self.object(&line);
+                    self.send(place, job)?;
                 }
-                Err(error) => return self.send(Err(format!("{name}, line {number}: {error}"))),
+                Err(error) => return self.send(place, Err(error.to_string())),
             }
         }
         Ok(())
     }
 
+    fn opaque(&self, path: &Path) -> Result<Content, String> {
+        let model = self.defaults.model.clone().ok_or("say which model it is for with --model")?;
+        Ok(Content::Opaque(Opaque {
+            model,
+            class: self.defaults.class,
+            deadline: self.defaults.deadline,
+            content_type: media_type(path),
+            bytes: std::fs::read(path).map_err(|error| error.to_string())?.into(),
+        }))
+    }
+
     /// A job's JSON object, with the defaults filled in.
-    fn object(&self, json: &[u8], place: &str) -> Result<Content, String> {
+    fn object(&self, json: &[u8]) -> Result<Content, String> {
         let mut object: Map<String, Value> =
-            serde_json::from_slice(json).map_err(|error| format!("{place}: not a JSON object: {error}"))?;
+            serde_json::from_slice(json).map_err(|error| format!("not a JSON object: {error}"))?;
         let mut default = |key: &str, value: Option<Value>| {
             if let Some(value) = value
                 && !object.contains_key(key)
@@ -201,11 +235,14 @@ impl Reader {
         let deadline_ms =
             self.defaults.deadline.and_then(|deadline| u64::try_from(deadline.as_millis()).ok());
         default("deadline_ms", deadline_ms.map(Value::from));
+        if !object.contains_key("model") {
+            return Err("no model is named: add \"model\", or name one for all with --model NAME".to_owned());
+        }
         Ok(Content::Json(object))
     }
 
-    fn send(&mut self, content: Result<Content, String>) -> Result<(), Enough> {
-        let job = Job { index: self.index, content };
+    fn send(&mut self, place: Place, content: Result<Content, String>) -> Result<(), Enough> {
+        let job = Job { index: self.index, place, content };
         self.index += 1;
         self.sender.blocking_send(job).map_err(|_| Enough)
     }
@@ -253,8 +290,23 @@ mod tests {
         };
         assert_eq!(object(0)["model"], "digits");
         assert_eq!(object(0)["deadline_ms"], 30_000);
-        assert!(jobs[1].content.as_ref().unwrap_err().contains("a.jsonl, line 3"));
+        assert!(jobs[1].content.as_ref().unwrap_err().contains("not a JSON object"));
+        assert!(jobs[1].place.to_string().ends_with("a.jsonl, line 3"), "{}", jobs[1].place);
         assert_eq!((&object(2)["class"], &object(3)["model"]), (&"low".into(), &"other".into()));
+    }
+
+    #[tokio::test]
+    async fn a_job_without_a_model_is_told_of_the_flag_and_an_error_of_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("one.json");
+        std::fs::write(&file, r#"{"inputs":[]}"#).unwrap();
+        let job = read(&[file.to_str().unwrap()]).await.unwrap().remove(0);
+        let blamed = job.place.blame(&job.content.unwrap_err());
+        assert!(blamed.contains("one.json: ") && blamed.contains("--model NAME"), "{blamed}");
+        let blamed = job.place.blame("unknown field `x` at line 1 column 231");
+        assert!(blamed.ends_with("one.json: unknown field `x`"), "{blamed}");
+        let blamed = job.place.blame("nobody is at line 7");
+        assert!(blamed.ends_with("one.json: nobody is at line 7"), "{blamed}");
     }
 
     #[tokio::test]

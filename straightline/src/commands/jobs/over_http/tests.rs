@@ -62,7 +62,7 @@ async fn gathered(
     let output = dir.path().join("out.jsonl");
     let mut sink = sink(&output);
     let http = Http::new(&format!("http://{address}")).unwrap();
-    let gathering = gather(&http, ids.clone(), &mut sink, patience);
+    let gathering = gather(&http, ids.clone(), &mut sink, patience, watch::channel(Stop::No).1);
     let ended = timeout(Duration::from_secs(60), gathering).await.expect("done in time");
     sink.finish().unwrap();
     let text = std::fs::read_to_string(&output).unwrap();
@@ -140,6 +140,36 @@ async fn ids_that_are_left_are_told_when_there_is_no_more_waiting() {
     let (ended, lines) = gathered(&address, &ids, PATIENCE).await;
     assert_eq!(ended.unwrap_err().to_string(), "no route", "asking again would not help");
     outstanding(&lines);
+}
+
+#[tokio::test]
+async fn ids_that_are_left_are_told_as_pending_on_a_signal() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let ids = jobs(2);
+    let done = *ids.iter().find(|(_, index)| **index == 0).unwrap().0;
+    let (tell, stop) = watch::channel(Stop::No);
+    // One has ended; the signal comes while the other is waited for.
+    serve(listener, move |call, ids| {
+        if call == 1 {
+            return line(done).into_response();
+        }
+        assert!(!ids.contains(&done));
+        tell.send_replace(Stop::Drain);
+        Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>()).into_response()
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.jsonl");
+    let mut sink = sink(&output);
+    let http = Http::new(&format!("http://{address}")).unwrap();
+    let gathering = gather(&http, ids.clone(), &mut sink, PATIENCE, stop);
+    timeout(Duration::from_secs(60), gathering).await.expect("done in time").unwrap();
+    assert!(sink.finish().unwrap(), "a job that runs on has not failed");
+    let text = std::fs::read_to_string(&output).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = lines.iter().map(|line| (line["index"].as_u64(), line["status"].as_str())).collect();
+    assert_eq!(told, [(Some(0), Some("succeeded")), (Some(1), Some("pending"))]);
+    assert_ne!(lines[1]["id"], serde_json::to_value(done).unwrap());
 }
 
 #[tokio::test]
