@@ -117,13 +117,13 @@ async fn status_tells_depths_lanes_and_what_to_do() {
     die(&station, &client, 1).await;
     let jobs = client.enqueue_many(stream::iter((0..3).map(|_| job(&[1.0; 4]))));
     assert_eq!(bounded(jobs.count()).await, 3);
-    let empty = status(&*station.broker, &*station.state).await;
+    let empty = status(Ok(&*station.broker), &*station.state).await;
     assert!(
         empty.lanes.iter().all(|lane| !lane.available && lane.note.as_ref().unwrap().contains("no worker"))
     );
 
     station.pretend_alive().await;
-    let status = status(&*station.broker, &*station.state).await;
+    let status = status(Ok(&*station.broker), &*station.state).await;
     assert!(status.broker.healthy && status.state.healthy, "{status:?}");
     assert_eq!((status.dead, status.intake.ready, status.dispatchers.len()), (Some(1), 3, 1));
     let queue = |name: &str| status.queues.iter().find(|queue| queue.name == name).unwrap();
@@ -137,7 +137,7 @@ async fn status_tells_depths_lanes_and_what_to_do() {
     assert_eq!(serde_json::from_str::<producer::operations::Status>(&json).unwrap(), status);
 
     station.state.close().await;
-    let away = producer::operations::status(&*station.broker, &*station.state).await;
+    let away = producer::operations::status(Ok(&*station.broker), &*station.state).await;
     assert!(away.broker.healthy && !away.state.healthy && away.state.problem.is_some());
     assert_eq!(away.dead, None);
     assert!(!away.queues.is_empty(), "what the broker knows is still told");
