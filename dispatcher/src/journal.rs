@@ -139,7 +139,8 @@ fn write(file: File, lines: &Receiver<Entry>) {
     while let Ok(first) = lines.recv() {
         // What has piled up goes out together, and nothing rests in memory while nothing arrives.
         let burst = std::iter::once(first).chain(lines.try_iter());
-        let outcome = burst.take(LINES_MAX).try_for_each(|entry| line(&mut file, &entry)).and_then(|()| file.flush());
+        let outcome =
+            burst.take(LINES_MAX).try_for_each(|entry| line(&mut file, &entry)).and_then(|()| file.flush());
         if let Err(error) = outcome {
             dropped();
             if !failing {

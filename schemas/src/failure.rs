@@ -6,6 +6,7 @@ use crate::wire::bounded;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// What failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -142,12 +143,21 @@ pub struct Failure {
     pub kind: FailureKind,
     /// What was expected and what was found, bounded, never with payload data or secrets in it.
     pub message: String,
+    /// How long whoever failed asks to be left alone; heeded where the failure is met, and not sent on.
+    #[serde(skip)]
+    pub retry_after: Option<Duration>,
 }
 
 impl Failure {
     /// A failure of `kind`; the message is cut to [`crate::limits::ERROR_BYTES_MAX`].
     pub fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: bounded(&message.to_string()) }
+        Self { kind, message: bounded(&message.to_string()), retry_after: None }
+    }
+
+    /// The same, not to be tried again for `pause`.
+    #[must_use]
+    pub fn after(self, pause: Duration) -> Self {
+        Self { retry_after: Some(pause), ..self }
     }
 }
 

@@ -93,7 +93,7 @@ impl RetryPolicy {
     /// Decides what becomes of the job of `header`, whose running attempt ended in `failure`.
     ///
     /// `draw` is uniform in 0..1: the delay is drawn between zero and a ceiling that doubles with each attempt
-    /// (full jitter), then rounded up to one of the [`DELAYS`].
+    /// (full jitter), then rounded up to one of the [`DELAYS`]. It is no shorter than whoever failed asks for.
     pub fn decide(&self, header: &JobHeader, failure: &Failure, now: UnixMillis, draw: f64) -> Decision {
         if !failure.kind.worth_another_try() {
             return Decision::GiveUp(GiveUp::NotWorthIt);
@@ -104,7 +104,8 @@ impl RetryPolicy {
         }
         let doublings = u32::from(header.attempt.saturating_sub(1)).min(20);
         let ceiling = self.backoff_base.saturating_mul(1 << doublings).min(self.backoff_cap);
-        let delay = RetryDelay::at_least(ceiling.mul_f64(draw.clamp(0.0, 1.0)));
+        let drawn = ceiling.mul_f64(draw.clamp(0.0, 1.0));
+        let delay = RetryDelay::at_least(drawn.max(failure.retry_after.unwrap_or_default()));
         if now.plus(delay.duration()) >= header.deadline {
             return Decision::GiveUp(GiveUp::DeadlineTooNear);
         }
@@ -163,6 +164,12 @@ mod tests {
         let busy = Failure::new(FailureKind::Busy, "429");
         let decision = policy.decide(&header(4, 1_000_000), &busy, UnixMillis(0), 0.0);
         assert!(matches!(decision, Decision::Retry { attempt: 4, .. }), "{decision:?}");
+        let asked = busy.clone().after(Duration::from_secs(7));
+        let Decision::Retry { delay, .. } = policy.decide(&header(4, 1_000_000), &asked, UnixMillis(0), 0.0)
+        else {
+            panic!("worth another try")
+        };
+        assert!(delay.duration() >= Duration::from_secs(7), "{delay:?}");
         let decision = policy.decide(&header(4, 50), &busy, UnixMillis(0), 0.0);
         assert_eq!(decision, Decision::GiveUp(GiveUp::DeadlineTooNear));
     }

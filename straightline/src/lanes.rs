@@ -1,7 +1,7 @@
 //! The executor of each lane, as configured.
 
-use crate::config::{ConfigError, Settings};
 use crate::config::lanes::{Function, Provider, Server};
+use crate::config::{ConfigError, Settings};
 use crate::roles;
 use anyhow::{Context, Result};
 use schemas::{Lane, ModelName};

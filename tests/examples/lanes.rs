@@ -56,15 +56,14 @@ async fn measure() -> Result<()> {
     serving.ready_http(&format!("http://{server}/v2/health/ready"), BOUND).await?;
 
     let mut lanes: Vec<(&str, Option<f64>, Arc<dyn Executor>)> = Vec::new();
-    let cold = cold_local().await?;
-    lanes.push(("local: in the worker", Some(cold), Arc::new(local()?)));
+    lanes.push(("local: in the worker", Some(cold_local().await?), Arc::new(local()?)));
     lanes.push(("local: a server beside it", None, beside(&server).await?));
     if let Some(engine) = &engine {
-        let cold = cold(async || docker(engine, &binary).await).await?;
-        lanes.push(("docker: a container", Some(cold), docker(engine, &binary).await?));
+        let took = cold(async || docker(engine, &binary).await).await?;
+        lanes.push(("docker: a container", Some(took), docker(engine, &binary).await?));
     }
-    let cold = cold(async || functions(&binary).await).await?;
-    lanes.push(("serverless: the function host", Some(cold), functions(&binary).await?));
+    let took = cold(async || functions(&binary).await).await?;
+    lanes.push(("serverless: the function host", Some(took), functions(&binary).await?));
 
     let mut rows = vec![String::new(); lanes.len()];
     for (_, images, rounds) in SIZES {

@@ -90,16 +90,19 @@ async fn placements(context: &Context, version: RabbitVersion) -> Result<()> {
     let results = results_of(&results)?;
     each_once(&results, &labels)?;
 
-    let mut placed: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    let mut entries = Vec::new();
     for dispatcher in ["d1", "d2"] {
-        let entries = results_of(&placement_log(context, dispatcher))?;
-        ensure!(entries.len() > 100, "{dispatcher} placed {} jobs", entries.len());
-        for entry in entries {
-            let expected = rule(&entry)?;
-            let found = (text(&entry["lane"])?, text(&entry["reason"])?);
-            ensure!(found == expected, "{found:?} in place of {expected:?}: {entry}");
-            placed.entry(text(&entry["job"])?).or_default().push(expected);
-        }
+        let of_one = results_of(&placement_log(context, dispatcher))?;
+        ensure!(of_one.len() > 100, "{dispatcher} placed {} jobs", of_one.len());
+        entries.extend(of_one);
+    }
+    entries.sort_by_key(|entry| entry["at"].as_u64());
+    let mut placed: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for entry in entries {
+        let expected = rule(&entry)?;
+        let found = (text(&entry["lane"])?, text(&entry["reason"])?);
+        ensure!(found == expected, "{found:?} in place of {expected:?}: {entry}");
+        placed.entry(text(&entry["job"])?).or_default().push(expected);
     }
     let (mut table, mut recomputed) = (BTreeMap::new(), BTreeMap::new());
     for result in &results {
@@ -194,7 +197,7 @@ async fn deaths(context: &Context) -> Result<()> {
     let mut submit = submit(&deployment, context, &jobs, &results).await?;
 
     more(&mut submit, &results, 300).await?;
-    told(&deployment, context, "Docker 2").await?;
+    told(&deployment, context, &format!(" at {}", engine.host())).await?;
     engine.stop().await?;
     told(&deployment, context, "cannot be reached").await?;
     available(&deployment, context, "docker", false).await?;
@@ -203,12 +206,15 @@ async fn deaths(context: &Context) -> Result<()> {
     available(&deployment, context, "docker", true).await?;
     more(&mut submit, &results, 300).await?;
 
-    let containers = engine.cli(&["ps", "--quiet"]).await?;
-    ensure!(!containers.is_empty(), "no container runs");
-    for container in containers.lines() {
-        // One may have been replaced meanwhile.
-        let _ = engine.cli(&["kill", container]).await;
-    }
+    until(SOON, "every container is killed", async || {
+        let containers = engine.cli(&["ps", "--quiet"]).await?;
+        ensure!(!containers.is_empty(), "none runs");
+        for container in containers.lines() {
+            engine.cli(&["kill", container]).await?;
+        }
+        Ok(())
+    })
+    .await?;
     more(&mut submit, &results, 300).await?;
 
     functions.kill9().await?;

@@ -38,12 +38,21 @@ app = Flask(__name__)
 
 
 class BadRequest(ValueError):
-    """What the caller got wrong."""
+    """What the caller got wrong: no other server would take it either."""
+
+
+class NotHere(LookupError):
+    """What another server may have."""
 
 
 @app.errorhandler(BadRequest)
 def bad_request(error):
     return jsonify(error=str(error)), 400
+
+
+@app.errorhandler(NotHere)
+def not_here(error):
+    return jsonify(error=str(error)), 404
 
 
 @app.get("/v2/health/live")
@@ -96,7 +105,7 @@ def infer(name):
 
 def known(name):
     if name != contract["name"]:
-        raise BadRequest(f"model {name} is not here: {contract['name']} is")
+        raise NotHere(f"model {name} is not here: {contract['name']} is")
 
 
 def array(tensor):

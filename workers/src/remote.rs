@@ -7,9 +7,10 @@
 pub(crate) mod http;
 
 use crate::lane::{Ran, Task};
+use crate::worker::offload::offload;
 use http::{Http, HttpError, Parts, Reply};
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
-use hyper::{Method, Request, StatusCode, Uri};
+use hyper::{HeaderMap, Method, Request, StatusCode, Uri};
 use schemas::oip::{self, HEAD_LENGTH};
 use schemas::{Failure, FailureKind, ModelName, Payload};
 use serde::Deserialize;
@@ -95,7 +96,11 @@ impl ModelServer {
         };
         let binary = self.form == Form::Binary;
         let id = task.id.to_string();
-        let asked = oip::ask(&id, inputs, &task.outputs, &task.parameters, binary)
+        // Tensors share their bytes, so this copies none.
+        let (inputs, outputs, parameters) = (inputs.clone(), task.outputs.clone(), task.parameters.clone());
+        let asking = move || oip::ask(&id, &inputs, &outputs, &parameters, binary);
+        let asked = offload(task.input.data_bytes(), asking)
+            .await
             .map_err(|error| Failure::new(FailureKind::InvalidInput, error))?;
         let request = self.request(Method::POST, &path(&task.model));
         let request = match asked.data.is_empty() {
@@ -113,8 +118,10 @@ impl ModelServer {
         if reply.status != StatusCode::OK {
             return Err(refused(&task.model, &reply));
         }
-        let head_length = reply.headers.get(HEAD_LENGTH).map(hyper::header::HeaderValue::as_bytes);
-        let answer = oip::answer(head_length, reply.body).map_err(|error| {
+        let length = reply.body.len() as u64;
+        let head_length = reply.headers.get(HEAD_LENGTH).map(|value| value.as_bytes().to_vec());
+        let reading = move || oip::answer(head_length.as_deref(), reply.body);
+        let answer = offload(length, reading).await.map_err(|error| {
             Failure::new(
                 FailureKind::ModelError,
                 format!("server of {} answered what is no answer: {error}", task.model),
@@ -140,7 +147,8 @@ fn path(model: &ModelName) -> String {
 pub(crate) fn unanswered(model: &ModelName, error: &HttpError) -> Failure {
     let kind = match error {
         HttpError::Unreachable(_) => FailureKind::LaneUnavailable,
-        HttpError::Broken(_) => FailureKind::WorkerLost,
+        // Whoever runs the model is gone; our worker is well, so this is no sign of a job that kills workers.
+        HttpError::Broken(_) => FailureKind::ModelError,
         HttpError::TimedOut(_) => FailureKind::Timeout,
         HttpError::TooLarge(_) => FailureKind::ModelError,
     };
@@ -151,18 +159,25 @@ pub(crate) fn unanswered(model: &ModelName, error: &HttpError) -> Failure {
 pub(crate) fn refused(model: &ModelName, reply: &Reply) -> Failure {
     let status = reply.status;
     let kind = match status.as_u16() {
-        400 | 415 | 422 => FailureKind::InvalidInput,
-        413 => FailureKind::TooLarge,
-        // The same job may do well where the model is there, or the login is right.
-        401 | 403 | 404 | 405 => FailureKind::LaneUnavailable,
-        408 | 504 => FailureKind::Timeout,
+        400 | 422 => FailureKind::InvalidInput,
+        // The same job may do well where the model is there, the login is right, or larger inputs are taken.
+        401 | 403 | 404 | 405 | 413 | 415 => FailureKind::LaneUnavailable,
         429 | 503 => FailureKind::Busy,
         502 => FailureKind::LaneUnavailable,
         _ => FailureKind::ModelError,
     };
-    let after = reply.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let after = after.map(|after| format!(" (come back after {after} s)")).unwrap_or_default();
-    Failure::new(kind, format!("server of {model} answered {}{after}: {}", status.as_u16(), words(reply)))
+    let failure =
+        Failure::new(kind, format!("server of {model} answered {}: {}", status.as_u16(), words(reply)));
+    match retry_after(&reply.headers) {
+        Some(pause) => failure.after(pause),
+        None => failure,
+    }
+}
+
+/// For how long a server asks to be left alone. A date in place of seconds is not heeded: clocks differ.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// What a server says is wrong: the protocol's `error`, or the first of whatever it sent.

@@ -233,7 +233,7 @@ impl Worker {
                 started: UnixMillis::from(SystemTime::now()),
                 build: config.build.clone(),
             },
-            probe: Probe::new(config.data_dir.clone()),
+            probe: Some(Probe::new(config.data_dir.clone())),
             beat: config.beat,
             keep: config.beat_keep,
         };

@@ -133,7 +133,8 @@ pub async fn status(broker: Result<&dyn Broker, &str>, state: &dyn State) -> Sta
         .unwrap_or_default();
     let at = now();
     let nobody = problem.is_none() && dispatchers.iter().all(|dispatcher| dispatcher.draining);
-    let nobody = nobody.then(|| "no dispatcher is alive, so jobs wait: start one with `straightline dispatcher`".to_owned());
+    let nobody = nobody
+        .then(|| "no dispatcher is alive, so jobs wait: start one with `straightline dispatcher`".to_owned());
     Status {
         at,
         broker,

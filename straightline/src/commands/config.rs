@@ -1,8 +1,8 @@
 //! `config`: show and check settings.
 
 use crate::config::{Services, Settings};
-use crate::{lanes, print, roles};
 use crate::station::Station;
+use crate::{lanes, print, roles};
 use anyhow::Result;
 use schemas::Lane;
 use workers::lane::Executor;

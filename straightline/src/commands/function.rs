@@ -20,7 +20,7 @@ pub async fn run(settings: Settings, options: &cli::Function) -> Result<()> {
         if !options.only.is_empty() {
             catalog = catalog.only(&options.only)?;
         }
-        // One event at a time. A run that hangs is ended by the host, with all of this process.
+        // One event at a time. A run that hangs ends with all of this process, once that is told.
         let config = Config { slots: 1, abandoned_max: 1 };
         let contracts = catalog.contracts();
         let lane = tokio::task::block_in_place(|| Local::start(config, &catalog))?;

@@ -144,7 +144,8 @@ fn instances_row(of: &Instances) -> String {
 
 fn gpu_row(gpu: &Gpu) -> String {
     let unknown = || "unknown".to_owned();
-    let bytes = |bytes: Option<u64>| bytes.map_or_else(unknown, |bytes| bytesize::ByteSize(bytes).to_string());
+    let bytes =
+        |bytes: Option<u64>| bytes.map_or_else(unknown, |bytes| bytesize::ByteSize(bytes).to_string());
     format!(
         "GPU {} {}: memory {} of {} in use, load {}",
         gpu.index,
@@ -159,7 +160,10 @@ fn lane_row(lane: &LaneStatus) -> String {
     let room = lane.room.map_or_else(|| "-".to_owned(), |room| room.to_string());
     let note = lane.note.as_deref().map_or_else(String::new, |note| format!("  {note}"));
     let failure = lane.last_failure.as_ref().map(|last| {
-        format!("\n{:<11} last failed attempt, of {} ({} so far): {}", "", last.model, last.total, last.failure)
+        format!(
+            "\n{:<11} last failed attempt, of {} ({} so far): {}",
+            "", last.model, last.total, last.failure
+        )
     });
     let failure = failure.unwrap_or_default();
     format!(

@@ -145,7 +145,7 @@ impl Executor for Beside {
     async fn run(&self, task: Task) -> Result<Ran, Failure> {
         let ran = self.server.infer(&task).await;
         if let Err(failure) = &ran
-            && matches!(failure.kind, FailureKind::LaneUnavailable | FailureKind::WorkerLost)
+            && matches!(failure.kind, FailureKind::LaneUnavailable | FailureKind::ModelError)
         {
             self.doubted.notify_one();
         }

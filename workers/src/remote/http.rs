@@ -19,8 +19,9 @@ use tokio::time::timeout;
 
 /// How long a connection may take to stand.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an idle connection is kept.
-const IDLE: Duration = Duration::from_secs(30);
+/// How long an idle connection is kept: less than servers keep one (five seconds is common), since a request that meets
+/// its server's farewell is lost.
+const IDLE: Duration = Duration::from_secs(4);
 
 /// The client.
 #[derive(Clone, Debug)]

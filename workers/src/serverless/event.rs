@@ -13,10 +13,10 @@ const WORDS_MAX: usize = 400;
 /// The call that runs `task`, unless its event would be longer than `bytes_max`.
 pub(super) async fn of(task: Task, bytes_max: usize) -> Result<Call, Failure> {
     let too_large = move |model: &ModelName, size: &str| {
-        let message = format!(
-            "input of {model} makes an event of {size} bytes: functions take at most {bytes_max}; use another lane"
-        );
-        Failure::new(FailureKind::TooLarge, message)
+        let message =
+            format!("input of {model} makes an event of {size} bytes: functions take at most {bytes_max}");
+        // This lane's limit, not the job's fault: another lane may take it.
+        Failure::new(FailureKind::LaneUnavailable, message)
     };
     let raw = task.input.data_bytes();
     // Some input is shorter as JSON than as raw bytes (zeros, say), but never shorter than a quarter of it.
@@ -66,7 +66,7 @@ pub(super) fn failure(model: &ModelName, error: InvokeError) -> Failure {
             (kind_of(&type_), format!("failed with {}: {}", plain(&type_), plain(&message)))
         }
         InvokeError::Throttled(words) => (FailureKind::Busy, words),
-        InvokeError::TooLarge(words) => (FailureKind::TooLarge, words),
+        InvokeError::TooLarge(words) => (FailureKind::LaneUnavailable, words),
         InvokeError::TimedOut(words) => (FailureKind::Timeout, words),
         InvokeError::Unreachable(words) => (FailureKind::LaneUnavailable, words),
     };
@@ -80,7 +80,8 @@ fn kind_of(type_: &str) -> FailureKind {
         "invalid_input" => FailureKind::InvalidInput,
         "too_large" => FailureKind::TooLarge,
         "timeout" => FailureKind::Timeout,
-        "unknown_model" => FailureKind::LaneUnavailable,
+        "unknown_model" | "lane_unavailable" => FailureKind::LaneUnavailable,
+        "busy" => FailureKind::Busy,
         _ => FailureKind::ModelError,
     }
 }

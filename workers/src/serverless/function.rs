@@ -36,6 +36,9 @@ pub enum FunctionError {
     /// No address of a Runtime API.
     #[error("AWS_LAMBDA_RUNTIME_API {0:?} is no address: a function is started by its host, which sets it")]
     Address(String),
+    /// A run outlived its limit and cannot be ended but with its process, which starts anew.
+    #[error("a run hangs: ending with it")]
+    Hung,
     /// The Runtime API is not there, or not one.
     #[error("runtime interface {0}")]
     Runtime(String),
@@ -102,13 +105,20 @@ impl Runtime {
         };
         let deadline = header("lambda-runtime-deadline-ms").and_then(|ms| ms.parse().ok());
         let limit = limit(deadline, SystemTime::now());
-        let (path, body) = match answer(next.body, limit, lane, contracts).await {
+        let answered = answer(next.body, limit, lane, contracts).await;
+        // An idle thread is free again; one that hangs would fail, or slow, every event from here on.
+        let hung = lane.capacity().borrow().abandoned > 0;
+        let (path, body) = match answered {
             Ok(answer) => (format!("/invocation/{id}/response"), answer),
             Err(failure) => {
                 (format!("/invocation/{id}/error"), report(failure.kind.as_str(), &failure.message))
             }
         };
-        match self.post(&path, body).await {
+        let posted = self.post(&path, body).await;
+        if hung {
+            return Err(FunctionError::Hung);
+        }
+        match posted {
             Ok(reply) if reply.status == StatusCode::ACCEPTED => Ok(()),
             // Too long an answer, or one that nobody waits for: the host knows, and the next event is another.
             Ok(reply) => {

@@ -111,7 +111,7 @@ impl Executor for HttpFunctions {
         if bytes > bytes_max as u64 {
             let message =
                 format!("input of {} has {bytes} bytes: HTTP functions take at most {bytes_max}", task.model);
-            return Err(Failure::new(FailureKind::TooLarge, message));
+            return Err(Failure::new(FailureKind::LaneUnavailable, message));
         }
         server.infer(&task).await
     }
@@ -173,7 +173,7 @@ mod tests {
         for (task, kind, words) in [
             (task("busy", 1), FailureKind::Busy, "come back after 2 s"),
             (task("none", 1), FailureKind::Busy, "503"),
-            (task("well", 251), FailureKind::TooLarge, "1004 bytes"),
+            (task("well", 251), FailureKind::LaneUnavailable, "1004 bytes"),
             (task("other", 1), FailureKind::LaneUnavailable, "has no HTTP function"),
         ] {
             let failure = lane.run(task).await.unwrap_err();

@@ -7,8 +7,8 @@
 
 use super::{Call, Functions, InvokeError, LAMBDA_PAYLOAD_BYTES_MAX};
 use crate::lane::InvalidConfig;
-use crate::remote::{has_login, no_address};
 use crate::remote::http::{Http, HttpError, Parts, Reply};
+use crate::remote::{has_login, no_address};
 use async_trait::async_trait;
 use aws_credential_types::Credentials as Keys;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};

@@ -119,9 +119,11 @@ fn gave_up(header: JobHeader, failure: Failure, place: &Place<'_>, now: UnixMill
 /// The header with the failed attempt in it.
 fn noted(header: &JobHeader, failure: &Failure, place: &Place<'_>, now: UnixMillis) -> JobHeader {
     let mut noted = header.clone();
-    if failure.kind.costs_an_attempt() {
-        noted.failed_lanes = noted.failed_lanes.with(place.lane);
-    } else if noted.history.last().is_some_and(|last| !last.failure.kind.costs_an_attempt()) {
+    // A lane that is busy is passed over as one that failed is: another may have room.
+    noted.failed_lanes = noted.failed_lanes.with(place.lane);
+    if !failure.kind.costs_an_attempt()
+        && noted.history.last().is_some_and(|last| !last.failure.kind.costs_an_attempt())
+    {
         // Being busy costs no attempt and so has no bound of its own: only the last time is kept.
         noted.history.pop();
     }

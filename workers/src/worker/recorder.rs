@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use schemas::JobId;
 use state::{Finish, Record, State};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +20,7 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 const LATE_RECORDS_MAX: usize = 4096;
 const LATE_BYTES_MAX: usize = 32 << 20;
 /// Between two tries to write late ones while nothing else is to be written.
-const LATE_PAUSE: Duration = Duration::from_millis(500);
+const LATE_PAUSE: Duration = Duration::from_millis(200);
 
 /// What is recorded for a job now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,14 +94,12 @@ async fn write(state: Arc<dyn State>, patience: Duration, mut orders: mpsc::Rece
         let batch = batch(first, &mut orders);
         let (records, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|o| (o.record, o.answer)).unzip();
         let found = finish(&*state, patience, &records).await;
-        match &found {
-            Err(error) => {
-                missed(records.len());
-                tracing::warn!(%error, records = records.len(), "failed to record results; they go out unrecorded");
-                late.remember(&records);
-            }
-            Ok(_) => late.catch_up(&*state, patience).await,
+        if let Err(error) = &found {
+            missed(records.len());
+            tracing::warn!(%error, records = records.len(), "failed to record results; they go out unrecorded");
+            late.remember(&records);
         }
+        let back = found.is_ok();
         let mut found = found.unwrap_or_default().into_iter();
         for (record, answer) in records.into_iter().zip(answers) {
             let recorded = match found.next() {
@@ -112,8 +110,12 @@ async fn write(state: Arc<dyn State>, patience: Duration, mut orders: mpsc::Rece
             // Nobody waits when the worker was halted meanwhile.
             let _ = answer.send(recorded);
         }
+        if back {
+            // A batch at a time: fresh results go first.
+            late.catch_up(&*state, patience).await;
+        }
     }
-    late.catch_up(&*state, patience).await;
+    while late.catch_up(&*state, patience).await {}
 }
 
 /// What has arrived, as much as fits.
@@ -143,34 +145,40 @@ async fn finish(state: &dyn State, patience: Duration, records: &[Record]) -> Re
 #[derive(Default)]
 struct Late {
     records: VecDeque<Record>,
+    ids: HashSet<JobId>,
     bytes: usize,
 }
 
 impl Late {
     fn remember(&mut self, records: &[Record]) {
+        // One that nobody could be sent is tried again and again, and is one record all the same.
         for record in records {
+            if !self.ids.insert(record.id) {
+                continue;
+            }
             self.bytes += record.result.len();
             self.records.push_back(record.clone());
         }
         while self.records.len() > LATE_RECORDS_MAX || self.bytes > LATE_BYTES_MAX {
             let Some(forgotten) = self.records.pop_front() else { break };
             self.bytes -= forgotten.result.len();
+            self.ids.remove(&forgotten.id);
             metrics::counter!("straightline_records_forgotten_total").increment(1);
         }
     }
 
-    /// Writes what there is, a batch at a time, until state does not take one.
-    async fn catch_up(&mut self, state: &dyn State, patience: Duration) {
-        while !self.records.is_empty() {
-            let some = self.records.len().min(BATCH_RECORDS_MAX);
-            let batch: Vec<Record> = self.records.iter().take(some).cloned().collect();
-            if finish(state, patience, &batch).await.is_err() {
-                return;
-            }
-            self.records.drain(..some);
-            self.bytes = self.records.iter().map(|record| record.result.len()).sum();
-            tracing::info!(records = some, left = self.records.len(), "results are recorded, late");
+    /// Writes a batch; false if there was none, or state did not take it.
+    async fn catch_up(&mut self, state: &dyn State, patience: Duration) -> bool {
+        let batch: Vec<Record> = self.records.iter().take(BATCH_RECORDS_MAX).cloned().collect();
+        if batch.is_empty() || finish(state, patience, &batch).await.is_err() {
+            return false;
         }
+        for written in self.records.drain(..batch.len()) {
+            self.bytes -= written.result.len();
+            self.ids.remove(&written.id);
+        }
+        tracing::info!(records = batch.len(), left = self.records.len(), "results are recorded, late");
+        true
     }
 }
 

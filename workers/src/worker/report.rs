@@ -1,8 +1,8 @@
 //! The heartbeat: what the worker says of itself, on change (coalesced) and at a steady beat.
 
-use crate::probe::Probe;
 use crate::lane::Executor;
-use schemas::heartbeat::{LastFailure, Resources, WorkerReport};
+use crate::probe::Probe;
+use schemas::heartbeat::{Backend, LastFailure, Resources, WorkerReport};
 use schemas::wire::WIRE_VERSION;
 use schemas::{Failure, Lane, ModelName, UnixMillis};
 use state::State;
@@ -48,7 +48,7 @@ pub(crate) struct Reporter {
     pub(crate) about: About,
     pub(crate) failures: Arc<Failures>,
     pub(crate) executor: Arc<dyn Executor>,
-    pub(crate) probe: Probe,
+    pub(crate) probe: Option<Probe>,
     /// Time between reports when nothing changes, and how long a report counts.
     pub(crate) beat: Duration,
     pub(crate) keep: Duration,
@@ -66,7 +66,7 @@ pub(crate) struct About {
 }
 
 impl Reporter {
-    fn report(&self, load: Load, resources: Resources) -> WorkerReport {
+    fn report(&self, load: Load, resources: Resources, backend: Option<Backend>) -> WorkerReport {
         let About { worker, lane, queue, models, started, build } = self.about.clone();
         WorkerReport {
             version: WIRE_VERSION,
@@ -81,7 +81,7 @@ impl Reporter {
             draining: load.draining,
             abandoned: load.abandoned,
             last_failure: self.failures.last(),
-            backend: self.executor.backend(),
+            backend,
             resources,
             started,
             build,
@@ -91,16 +91,26 @@ impl Reporter {
     pub(crate) async fn run(mut self) {
         let mut beat = tokio::time::interval(self.beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut resources = Resources::default();
+        let resources = probing(self.probe.take(), self.beat);
+        let (mut backend, mut slots) = (None, None);
         let mut reachable = true;
         loop {
-            tokio::select! {
-                _ = beat.tick() => (self.probe, resources) = sample(self.probe).await,
-                changed = self.load.changed() => if changed.is_err() { break },
-            }
+            let changed = tokio::select! {
+                _ = beat.tick() => false,
+                changed = self.load.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    true
+                }
+            };
             let sent = Instant::now();
             let load = *self.load.borrow_and_update();
-            let report = self.report(load, resources.clone());
+            // Containers and instances come and go with every job; a lane that comes or goes says so at once.
+            if !changed || slots.replace(load.slots) != Some(load.slots) {
+                backend = self.executor.backend();
+            }
+            let report = self.report(load, resources.borrow().clone(), backend.clone());
             let answer = timeout(self.beat, self.state.report_worker(&report, self.keep)).await;
             let error = match answer {
                 Ok(Ok(())) => None,
@@ -130,15 +140,19 @@ impl Reporter {
     }
 }
 
-/// Probing reads files and may wait for a disk: not on the runtime.
-async fn sample(mut probe: Probe) -> (Probe, Resources) {
-    let fresh = probe.fresh();
-    let sampled = tokio::task::spawn_blocking(move || {
-        let resources = probe.sample();
-        (probe, resources)
-    });
-    sampled.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "a probe failed; resources are unknown");
-        (fresh, Resources::default())
-    })
+/// Samples at every beat, on a thread of its own that ends when nobody looks any more: probing reads files, asks drivers and
+/// may wait for either without end, which must neither stop the heartbeat nor the process's end.
+fn probing(probe: Option<Probe>, beat: Duration) -> watch::Receiver<Resources> {
+    let (samples, latest) = watch::channel(Resources::default());
+    let Some(mut probe) = probe else { return latest };
+    let sample = move || {
+        while !samples.is_closed() {
+            samples.send_replace(probe.sample());
+            std::thread::sleep(beat);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("probe".to_owned()).spawn(sample) {
+        tracing::error!(%error, "no thread for the probe; resources are unknown");
+    }
+    latest
 }

@@ -242,7 +242,10 @@ impl Loop {
 
     fn ran(&mut self, seq: Seq, outcome: Result<Output, Failure>) {
         self.line.ran(seq);
-        self.meter.completed();
+        // Being turned away is no work done: a lane that says "busy" at once would look quick.
+        if outcome.as_ref().err().is_none_or(|failure| failure.kind.costs_an_attempt()) {
+            self.meter.completed();
+        }
         let output = match outcome {
             Ok(output) => output,
             Err(failure) => return self.failed(seq, failure),
