@@ -4,14 +4,19 @@ use crate::config::{Services, Settings};
 use crate::station::Station;
 use crate::stopping::{self, Stop};
 use crate::{cli, observing, roles, sweeping};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use metrics_exporter_prometheus::PrometheusHandle;
+use schemas::Lane;
 use std::sync::Arc;
+use workers::serverless::host;
 
 /// Runs until asked to stop.
 pub async fn run(settings: Settings, options: &cli::Worker, metrics: PrometheusHandle) -> Result<()> {
     settings.check(Services::Shared)?;
     roles::worker_config(&settings, options.lane, None)?;
+    if options.lane == Lane::Serverless {
+        host::conceal().context("failed to hide this process's environment from its functions")?;
+    }
     let mut stop = stopping::watch_signals()?;
     let observer = observing::Observer::bind(options.metrics.or(settings.metrics.listen)).await?;
     // Models before connections: a broken one is said before any job could be taken.

@@ -41,6 +41,15 @@ pub use config::{Config, Function};
 /// How long [`Host::stop`] waits for busy instances before it kills them.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
+/// Hides this process's environment and memory from others of its user, its own functions among them: passwords of
+/// brokers are in there. Root sees them all the same. Not for a process that serves the docker lane as well: that
+/// reads its own program as another process would.
+pub fn conceal() -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_dumpable(false)?;
+    Ok(())
+}
+
 /// Why the host could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -1,7 +1,8 @@
 //! The process of an instance: how it is started, heard and ended.
 //!
-//! It sees the environment of a Lambda function and nothing of the worker's own: what is in that, such as passwords of
-//! brokers, is none of a function's business. What it prints is logged, and the last of its standard error kept for the case
+//! It is given the environment of a Lambda function and nothing of the worker's own: what is in that, such as passwords of
+//! brokers, is none of a function's business. It is the worker's user all the same and may read its files; see
+//! [`super::conceal`]. What it prints is logged, and the last of its standard error kept for the case
 //! that it dies.
 
 use super::Config;
