@@ -187,12 +187,12 @@ async fn deaths(context: &Context) -> Result<()> {
     run(&lane, "diagnose.echo").await?;
 
     let aborted = failure(&lane, task("diagnose.abort", digit(1)?)?).await?;
-    ensure!(aborted.kind == FailureKind::WorkerLost, "{aborted}");
+    ensure!(aborted.kind == FailureKind::ModelError, "{aborted}");
     ensure!(aborted.message.contains("container of diagnose.abort ended with status"), "{aborted}");
 
     let fat = failure(&lane, task("diagnose.echo", digit(200_000)?)?).await?;
     let expected = "container of diagnose.echo was killed: over its memory limit of 48 MiB";
-    ensure!(fat.kind == FailureKind::WorkerLost && fat.message == expected, "{fat}");
+    ensure!(fat.kind == FailureKind::ModelError && fat.message == expected, "{fat}");
     run(&lane, "diagnose.echo").await?;
 
     let hanging = Task { limit: Duration::from_secs(2), ..task("diagnose.hang", digit(1)?)? };
@@ -225,7 +225,7 @@ async fn deaths(context: &Context) -> Result<()> {
     let (ran, killed) = tokio::join!(running, killed);
     killed?;
     let Err(died) = ran else { bail!("it outlived its container") };
-    ensure!(died.kind == FailureKind::WorkerLost && died.message.contains("status 137"), "{died}");
+    ensure!(died.kind == FailureKind::ModelError && died.message.contains("status 137"), "{died}");
     until(BOUND, "the dead are removed", async || {
         let shown = lane.summary().borrow().containers.len();
         let found = containers(&engine).await?.len();

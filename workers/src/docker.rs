@@ -26,11 +26,13 @@ use crate::remote::http::Http;
 use async_trait::async_trait;
 use client::Client;
 use engine::Engine;
+use hyper::Uri;
 use keeper::Keeper;
 use schemas::heartbeat::{BACKEND_MODELS_MAX, Backend, INSTANCE_IDS_MAX, Instances};
 use schemas::{Failure, Lane, ModelName};
 use starter::Starter;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +44,8 @@ pub use pool::Stage;
 /// Settings of the docker lane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The engine: `unix:///var/run/docker.sock` (default) or `tcp://host:port`.
+    /// The engine: `unix:///var/run/docker.sock` (default) or `tcp://host:port`, on another machine only with
+    /// `network`.
     pub host: String,
     /// The worker's name, a label of its containers.
     pub worker: String,
@@ -201,6 +204,16 @@ impl Config {
         if !["unix://", "tcp://", "http://"].iter().any(|scheme| self.host.starts_with(scheme)) {
             return invalid("docker.host", format!("{:?}: use unix:///path or tcp://host:port", self.host));
         }
+        if self.network.is_none() && is_elsewhere(&self.host) {
+            let problem = "is another machine, whose containers are published on its own loopback interface, out of reach";
+            return invalid(
+                "docker.host",
+                format!(
+                    "{:?} {problem}: use an engine on this one, or set docker.network to a network that this worker is in",
+                    self.host
+                ),
+            );
+        }
         if self.models.is_empty() && self.images.is_empty() {
             return invalid("docker.images", "is empty, and there is no other model to serve".to_owned());
         }
@@ -243,6 +256,15 @@ impl Config {
     pub fn slots(&self) -> u32 {
         self.containers_max.saturating_mul(self.slots_per_container)
     }
+}
+
+/// Whether an engine's address is not this machine's.
+fn is_elsewhere(host: &str) -> bool {
+    let uri: Option<Uri> = host.parse().ok().filter(|_| !host.starts_with("unix:"));
+    let Some(name) = uri.as_ref().and_then(Uri::host) else { return false };
+    let name = name.trim_matches(['[', ']']);
+    let here = |address: IpAddr| address.is_loopback() || address.is_unspecified();
+    !name.eq_ignore_ascii_case("localhost") && !name.parse().is_ok_and(here)
 }
 
 /// How the lane is, for status.

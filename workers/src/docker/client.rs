@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long after a connection broke the engine may take to see that the container is dead.
 const AUTOPSY: Duration = Duration::from_secs(2);
 /// Pause between two looks at it.
 const AUTOPSY_PAUSE: Duration = Duration::from_millis(25);
-/// How long a server that refused may take to say that it is well.
+/// How long the engine may take to say how the container is.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long a server that failed a task may take to say that it is well.
 const READY_CALL: Duration = Duration::from_secs(1);
 
 /// The keeper, as tasks see it.
@@ -81,7 +83,7 @@ impl Lease {
         };
         tokio::select! {
             ran = server.infer(task) => ran,
-            () = died => Err(Failure::new(FailureKind::WorkerLost, "container died")),
+            () = died => Err(Failure::new(FailureKind::ModelError, "container died")),
         }
     }
 
@@ -119,12 +121,13 @@ impl Client {
                 Err(failure) => failure,
             };
             match failure.kind {
+                // Our own limit: that a server itself gave up is an answer, and another kind.
                 FailureKind::Timeout => {
                     lease.settle(End::Unfit("hung"));
                     let message = format!("{}; its container is replaced", failure.message);
                     return Err(Failure::new(FailureKind::Timeout, message));
                 }
-                FailureKind::LaneUnavailable | FailureKind::WorkerLost => {
+                FailureKind::LaneUnavailable | FailureKind::ModelError => {
                     let found = self.examine(lease, &task.model, failure).await;
                     // A container that died in its sleep costs its next task nothing.
                     if found.it_ran || !std::mem::take(&mut again) {
@@ -160,35 +163,29 @@ impl Client {
         answered.await.map_err(|_| stopped())?
     }
 
-    /// What became of a container that did not answer: the failure, with the cause of death if it is dead.
+    /// What became of a container that did not answer, or with an error: the failure, with the cause of death if it
+    /// is dead. One that says it is ready is as good as before: it refused the task, failed it, or lost a connection.
     async fn examine(&self, lease: Lease, model: &ModelName, failure: Failure) -> Examined {
         let as_it_was = |failure| Examined { failure, it_ran: true };
         let until = Instant::now() + AUTOPSY;
         loop {
-            let looked = self.engine.look(&lease.id).await;
-            // Found out by the keeper first, it may be removed already.
-            let found = lease.died.borrow().clone();
-            match found.map_or(looked, Ok) {
-                Ok(Look::Running)
-                    if failure.kind == FailureKind::LaneUnavailable
-                        && lease.server.ready(READY_CALL).await.is_ok() =>
-                {
-                    // It lives, and does not want this job.
-                    lease.settle(End::Fit);
-                    return as_it_was(failure);
-                }
-                Ok(Look::Running) if Instant::now() < until => sleep(AUTOPSY_PAUSE).await,
-                Ok(Look::Running) => {
+            let looked = self.look(&lease).await;
+            if let Ok(ended @ (Look::Ended { .. } | Look::Gone)) = looked {
+                let reached = failure.kind != FailureKind::LaneUnavailable;
+                let it_ran = reached && !ended.before(lease.began);
+                lease.settle(End::Dead(cause(&ended)));
+                let message = obituary(model, self.config.memory_of(model), &ended, "while it ran the job");
+                return Examined { failure: Failure::new(FailureKind::ModelError, message), it_ran };
+            }
+            if lease.server.ready(READY_CALL).await.is_ok() {
+                lease.settle(End::Fit);
+                return as_it_was(failure);
+            }
+            match looked {
+                Ok(_) if Instant::now() < until => sleep(AUTOPSY_PAUSE).await,
+                Ok(_) => {
                     lease.settle(End::Unfit("unreachable"));
                     return as_it_was(failure);
-                }
-                Ok(ended) => {
-                    let reached = failure.kind == FailureKind::WorkerLost;
-                    let it_ran = reached && !ended.before(lease.began);
-                    lease.settle(End::Dead(cause(&ended)));
-                    let memory = self.config.memory_of(model);
-                    let message = obituary(model, memory, &ended, "while it ran the job");
-                    return Examined { failure: Failure::new(FailureKind::WorkerLost, message), it_ran };
                 }
                 Err(error) => {
                     lease.settle(End::Unfit("unreachable"));
@@ -196,5 +193,15 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// How the container is, or was when the keeper found it dead: it may be removed already.
+    async fn look(&self, lease: &Lease) -> Result<Look, String> {
+        let looked = match timeout(LOOK, self.engine.look(&lease.id)).await {
+            Ok(looked) => looked.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("docker engine did not say within {} ms how it is", LOOK.as_millis())),
+        };
+        let found = lease.died.borrow().clone();
+        found.map_or(looked, Ok)
     }
 }

@@ -102,6 +102,7 @@ impl Look {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) id: String,
+    pub(super) name: String,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) running: bool,
 }
@@ -115,6 +116,9 @@ pub(super) enum EngineError {
     /// The image is not there.
     #[error("image {0} is not there")]
     NoImage(String),
+    /// It was not done in time.
+    #[error("docker engine was not done within {0} s")]
+    Late(u64),
     /// It will not.
     #[error("docker engine refuses: {0}")]
     Refused(String),
@@ -279,7 +283,10 @@ impl Engine for Docker {
         let found = listed.into_iter().filter_map(|one| {
             let running = one.state.is_some_and(|state| state.to_string() == "running");
             let labels = one.labels.unwrap_or_default().into_iter().collect();
-            Some(Found { id: one.id?, labels, running })
+            // The engine puts a slash before it.
+            let name = one.names.unwrap_or_default().into_iter().next().unwrap_or_default();
+            let name = name.trim_start_matches('/').to_owned();
+            Some(Found { id: one.id?, name, labels, running })
         });
         Ok(found.collect())
     }

@@ -15,17 +15,21 @@ use crate::lane::Capacity;
 use crate::remote::ModelServer;
 use futures_util::future::join_all;
 use schemas::{Failure, FailureKind, ModelName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 /// How long a model whose container would not start is left alone at first.
 const REST: Duration = Duration::from_secs(1);
 /// How long removing all containers may take at the end.
 const STOP_GRACE: Duration = Duration::from_secs(15);
+/// First pause before a container that could not be removed is tried again; it doubles.
+const REMOVE_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest such pause.
+const REMOVE_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 type Answer = oneshot::Sender<Result<Lease, Failure>>;
 
@@ -34,7 +38,7 @@ pub(super) enum Event {
     /// A task wants a container.
     Ask { model: ModelName, answer: Answer },
     /// A container is ready, or will never be.
-    Began { key: Key, took: Duration, outcome: Result<Started, NotStarted> },
+    Began { key: Key, number: u64, took: Duration, outcome: Result<Started, NotStarted> },
     /// A lease ended.
     Done { key: Key, end: End },
     /// A container is gone.
@@ -61,6 +65,8 @@ pub(super) struct Keeper {
     asked: u64,
     begun: u64,
     held: BTreeMap<Key, Held>,
+    /// Names of those that are being started.
+    starting: BTreeSet<String>,
     client: Client,
     events: mpsc::UnboundedReceiver<Event>,
     tasks: JoinSet<()>,
@@ -98,6 +104,10 @@ pub(super) fn describe() {
         "containers that died or were given up, by reason"
     );
     describe_counter!("straightline_container_orphans_total", "containers of dead workers that were removed");
+    describe_counter!(
+        "straightline_container_removal_failures_total",
+        "attempts to remove a container that failed"
+    );
 }
 
 impl Keeper {
@@ -131,6 +141,7 @@ impl Keeper {
             asked: 0,
             begun: 0,
             held: BTreeMap::new(),
+            starting: BTreeSet::new(),
             client: client.clone(),
             events,
             tasks: JoinSet::new(),
@@ -182,7 +193,10 @@ impl Keeper {
                 self.tickets.insert(ticket, answer);
                 self.pool.ask(ticket, model, now);
             }
-            Event::Began { key, took, outcome } => self.began(key, took, outcome, now),
+            Event::Began { key, number, took, outcome } => {
+                self.starting.remove(&self.owner.container(number));
+                self.began(key, took, outcome, now);
+            }
             Event::Done { key, end } => {
                 self.pool.done(key);
                 match end {
@@ -231,11 +245,12 @@ impl Keeper {
                 self.held.insert(key, Held { id, server, died: watch::Sender::default() });
                 self.pool.started(key, now);
             }
-            Err(NotStarted { failure, own_fault }) => {
+            Err(NotStarted { failure, own_fault, left }) => {
                 tracing::warn!(model, reason = failure.message, "container did not become ready");
                 metrics::counter!("straightline_container_start_failures_total", "model" => model)
                     .increment(1);
                 self.pool.not_started(key, failure, own_fault, now);
+                self.leave(key, left);
             }
         }
     }
@@ -249,10 +264,13 @@ impl Keeper {
         for key in dead {
             self.bury(key, "engine");
         }
-        // What was being started as the engine went away is nobody's.
-        for one in found.iter().filter(|one| self.held.values().all(|held| held.id != one.id)) {
-            let (engine, id) = (Arc::clone(&self.engine), one.id.clone());
-            self.tasks.spawn(async move { remove(&*engine, &id).await });
+        // What could not be removed as the engine went away is nobody's; what is being started may yet do well.
+        let ours = |one: &Found| {
+            self.starting.contains(&one.name) || self.held.values().any(|held| held.id == one.id)
+        };
+        for one in found.iter().filter(|one| !ours(one)) {
+            let (engine, id, lane) = (Arc::clone(&self.engine), one.id.clone(), self.summary());
+            self.tasks.spawn(async move { remove(&*engine, &id, &lane).await });
         }
         let starter = Arc::clone(&self.starter);
         self.tasks.spawn(async move { starter.prepare().await });
@@ -314,10 +332,11 @@ impl Keeper {
             Order::Start { key, model } => {
                 let (starter, events, number) = (Arc::clone(&self.starter), self.client.events(), self.begun);
                 self.begun += 1;
+                self.starting.insert(self.owner.container(number));
                 self.tasks.spawn(async move {
                     let began = Instant::now();
                     let outcome = starter.start(&model, number).await;
-                    let _ = events.send(Event::Began { key, took: began.elapsed(), outcome });
+                    let _ = events.send(Event::Began { key, number, took: began.elapsed(), outcome });
                 });
             }
             Order::Remove { key, evicted } => {
@@ -328,13 +347,7 @@ impl Keeper {
                         .increment(1);
                 }
                 let id = self.held.remove(&key).map(|held| held.id);
-                let (engine, events) = (Arc::clone(&self.engine), self.client.events());
-                self.tasks.spawn(async move {
-                    if let Some(id) = id {
-                        remove(&*engine, &id).await;
-                    }
-                    let _ = events.send(Event::Removed { key });
-                });
+                self.leave(key, id);
             }
             Order::Serve { ticket, key } => self.serve(ticket, key),
             Order::Fail { ticket, failure } => {
@@ -344,6 +357,16 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Removes what is left of a container, which keeps its place until then.
+    fn leave(&mut self, key: Key, id: Option<String>) {
+        let Some(id) = id else { return self.pool.removed(key) };
+        let (engine, lane, events) = (Arc::clone(&self.engine), self.summary(), self.client.events());
+        self.tasks.spawn(async move {
+            remove(&*engine, &id, &lane).await;
+            let _ = events.send(Event::Removed { key });
+        });
     }
 
     fn serve(&mut self, ticket: Ticket, key: Key) {
@@ -401,9 +424,10 @@ impl Keeper {
         if self.summary.borrow().away.is_some() {
             return;
         }
+        let lane = self.summary();
         let sweep = async {
             let found = self.engine.list(&self.owner.label()).await?;
-            join_all(found.iter().map(|one| remove(&*self.engine, &one.id))).await;
+            join_all(found.iter().map(|one| remove(&*self.engine, &one.id, &lane))).await;
             Ok::<_, EngineError>(())
         };
         match timeout(STOP_GRACE, sweep).await {
@@ -414,8 +438,19 @@ impl Keeper {
     }
 }
 
-async fn remove(engine: &dyn Engine, id: &str) {
-    if let Err(error) = engine.remove(id).await {
-        tracing::warn!(container.id = id, %error, "container cannot be removed now; the next look at the engine will");
+/// Removes a container, however long that takes: while it may still run, nothing else may have its place. Only while
+/// the engine is known to be away is it given up, since whatever nobody holds is removed when the engine is back.
+async fn remove(engine: &dyn Engine, id: &str, lane: &watch::Receiver<Summary>) {
+    let mut pause = REMOVE_PAUSE_MIN;
+    while let Err(error) = engine.remove(id).await {
+        metrics::counter!("straightline_container_removal_failures_total").increment(1);
+        if lane.borrow().away.is_some() {
+            tracing::warn!(container.id = id, %error, "container is left until the engine is back");
+            return;
+        }
+        let pause_ms = pause.as_millis();
+        tracing::warn!(container.id = id, %error, pause_ms, "container cannot be removed; it is tried again");
+        sleep(pause).await;
+        pause = (pause * 2).min(REMOVE_PAUSE_MAX);
     }
 }

@@ -55,6 +55,11 @@ impl Owner {
     pub(super) fn label(&self) -> String {
         format!("{LABEL_OWNER}={}", self.instance)
     }
+
+    /// The name of the owner's `number`th container.
+    pub(super) fn container(&self, number: u64) -> String {
+        format!("straightline-{}-{number}", self.instance)
+    }
 }
 
 /// The plan of the `number`th container, which serves `model` from `image`.
@@ -68,7 +73,7 @@ pub(super) fn plan(config: &Config, owner: &Owner, model: &ModelName, image: &st
     ];
     let limits = Limits { memory_bytes: config.memory_of(model), ..config.limits.clone() };
     Plan {
-        name: format!("straightline-{}-{number}", owner.instance),
+        name: owner.container(number),
         model: model.clone(),
         image: image.to_owned(),
         command: theirs.map_or_else(|| ours(config, model), |spec| spec.command.clone()),

@@ -138,10 +138,12 @@ impl Pool {
         }
     }
 
-    /// A container did not become ready and is gone. Tasks that wait for it are told why, and if that was its own
-    /// fault its model is left alone for a while.
+    /// A container did not become ready; it keeps its place until it is [`Self::removed`]. Tasks that wait for it are
+    /// told why, and if that was its own fault its model is left alone for a while.
     pub(super) fn not_started(&mut self, key: Key, failure: Failure, own_fault: bool, now: Instant) {
-        let Some(Container { model, .. }) = self.containers.remove(&key) else { return };
+        let Some(container) = self.containers.get_mut(&key) else { return };
+        container.stage = Stage::Leaving;
+        let model = container.model.clone();
         if own_fault {
             let times = self.faults.get(&model).map_or(0, |fault| fault.times);
             let rest = self.rules.rest.saturating_mul(1 << times.min(16)).min(REST_MAX);

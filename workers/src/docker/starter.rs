@@ -9,12 +9,13 @@ use crate::remote::{Form, ModelServer};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use schemas::{Failure, FailureKind, ModelName};
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, OnceCell, mpsc};
-use tokio::time::sleep;
+use tokio::sync::{OnceCell, mpsc};
+use tokio::time::{sleep, timeout};
 
 /// How long a server may take to say whether it is ready.
 const READY_CALL: Duration = Duration::from_secs(2);
@@ -22,6 +23,8 @@ const READY_CALL: Duration = Duration::from_secs(2);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Longest such pause.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// How long an image may take to be fetched or made.
+const IMAGE: Duration = Duration::from_secs(600);
 /// Bytes of an archive that are handed over at once, and how many such parts may wait.
 const PART_BYTES: usize = 256 * 1024;
 const PARTS: usize = 4;
@@ -37,8 +40,8 @@ pub(super) struct Starter {
     http: Http,
     /// Our image's name and contents, found out once.
     ours: OnceCell<(String, Contents)>,
-    /// Held while images are made or fetched, so that each is once.
-    imaging: Mutex<()>,
+    /// By image: held while it is made or fetched, so that each is once and none waits for another.
+    imaging: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// A container whose server is ready.
@@ -53,6 +56,8 @@ pub(super) struct NotStarted {
     pub(super) failure: Failure,
     /// Whether trying it again soon would come to the same.
     pub(super) own_fault: bool,
+    /// The id of a container that could not be removed again.
+    pub(super) left: Option<String>,
 }
 
 impl Starter {
@@ -78,10 +83,9 @@ impl Starter {
         match self.bring_up(&id, &plan).await {
             Ok(server) => Ok(Started { id, server }),
             Err(error) => {
-                if let Err(error) = self.engine.remove(&id).await {
-                    tracing::warn!(container.id = id, %error, "container that did not start cannot be removed");
-                }
-                Err(error)
+                // The first try; the keeper sees to the others.
+                let left = self.engine.remove(&id).await.is_err().then_some(id);
+                Err(NotStarted { left, ..error })
             }
         }
     }
@@ -91,7 +95,7 @@ impl Starter {
         let Some(address) = self.engine.start(id, plan).await.map_err(refused)? else {
             return Err(match self.engine.look(id).await.map_err(refused)? {
                 Look::Running => own_fault(format!("container of {} has no address", plan.model)),
-                ended => own_fault(obituary(&plan.model, plan.limits.memory_bytes, &ended, EARLY)),
+                ended => died(plan, &ended),
             });
         };
         // Our own server reads raw bytes; another does if its settings say so.
@@ -119,14 +123,7 @@ impl Starter {
                         limit.as_millis()
                     )));
                 }
-                ended => {
-                    return Err(own_fault(obituary(
-                        &plan.model,
-                        plan.limits.memory_bytes,
-                        &ended,
-                        "before it was ready",
-                    )));
-                }
+                ended => return Err(died(plan, &ended)),
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -146,7 +143,7 @@ impl Starter {
         let failed = |error: EngineError| {
             let own_fault = !matches!(error, EngineError::Away { .. });
             let message = format!("image {image} of model {model}: {error}");
-            NotStarted { failure: Failure::new(FailureKind::LaneUnavailable, message), own_fault }
+            not_started(message, own_fault)
         };
         if self.engine.has_image(image).await.map_err(failed)? {
             return Ok(image.clone());
@@ -156,28 +153,38 @@ impl Starter {
                 "image {image} of model {model} is not on this machine: run `docker pull {image}`, or set docker.pull = true"
             )));
         }
-        let _imaging = self.imaging.lock().await;
+        let imaging = self.imaging(image);
+        let _imaging = imaging.lock().await;
         if !self.engine.has_image(image).await.map_err(failed)? {
             tracing::info!(image, %model, "fetching an image");
-            self.engine.pull(image).await.map_err(failed)?;
+            within(self.engine.pull(image)).await.map_err(failed)?;
         }
         Ok(image.clone())
     }
 
     async fn own(&self) -> Result<String, NotStarted> {
         let (name, contents) = self.ours.get_or_try_init(|| self.gather()).await?;
-        let failed = |error: EngineError| NotStarted {
-            own_fault: !matches!(error, EngineError::Away { .. }),
-            failure: Failure::new(FailureKind::LaneUnavailable, format!("image {name} of ours: {error}")),
+        let failed = |error: EngineError| {
+            let own_fault = !matches!(error, EngineError::Away { .. });
+            not_started(format!("image {name} of ours: {error}"), own_fault)
         };
-        let _imaging = self.imaging.lock().await;
+        if self.engine.has_image(name).await.map_err(failed)? {
+            return Ok(name.clone());
+        }
+        let imaging = self.imaging(name);
+        let _imaging = imaging.lock().await;
         if !self.engine.has_image(name).await.map_err(failed)? {
             let began = Instant::now();
             let tar = archive(contents.clone());
-            self.engine.import(name, contents.instructions(), tar).await.map_err(failed)?;
+            within(self.engine.import(name, contents.instructions(), tar)).await.map_err(failed)?;
             tracing::info!(image = name, import_ms = began.elapsed().as_millis(), "image of ours made");
         }
         Ok(name.clone())
+    }
+
+    fn imaging(&self, image: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut imaging = self.imaging.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(imaging.entry(image.to_owned()).or_default())
     }
 
     async fn gather(&self) -> Result<(String, Contents), NotStarted> {
@@ -192,6 +199,12 @@ impl Starter {
         let gathered = gathered.await.expect("gathering files neither panics nor is aborted");
         gathered.map_err(|error: ImageError| own_fault(format!("image of ours cannot be made: {error}")))
     }
+}
+
+/// What the engine does with an image, if it is done in time.
+async fn within(done: impl Future<Output = Result<(), EngineError>>) -> Result<(), EngineError> {
+    let late = || EngineError::Late(IMAGE.as_secs());
+    timeout(IMAGE, done).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// The archive, written elsewhere and read here in parts.
@@ -251,9 +264,19 @@ fn refused(plan: &Plan, error: EngineError) -> NotStarted {
     let own_fault = !matches!(error, EngineError::Away { .. });
     let gpu = if own_fault && plan.gpu.is_some() { " (it asks for a GPU)" } else { "" };
     let message = format!("container of {}{gpu} cannot be started: {error}", plan.model);
-    NotStarted { failure: Failure::new(FailureKind::LaneUnavailable, message), own_fault }
+    not_started(message, own_fault)
+}
+
+/// One that somebody removed under way says nothing about its model.
+fn died(plan: &Plan, ended: &Look) -> NotStarted {
+    let message = obituary(&plan.model, plan.limits.memory_bytes, ended, EARLY);
+    not_started(message, *ended != Look::Gone)
 }
 
 fn own_fault(message: String) -> NotStarted {
-    NotStarted { failure: Failure::new(FailureKind::LaneUnavailable, message), own_fault: true }
+    not_started(message, true)
+}
+
+fn not_started(message: String, own_fault: bool) -> NotStarted {
+    NotStarted { failure: Failure::new(FailureKind::LaneUnavailable, message), own_fault, left: None }
 }

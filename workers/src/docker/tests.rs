@@ -12,10 +12,13 @@ use schemas::{FailureKind, JobId, Payload, Tensor};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+
+mod faults;
 
 const TOML: &str = include_str!("../../../models/digits/model.toml");
 const ONNX: &[u8] = include_bytes!("../../../models/digits/model.onnx");
@@ -36,6 +39,13 @@ struct Shop {
     images: Vec<String>,
     containers: BTreeMap<String, Cage>,
     created: u32,
+    /// The most containers there ever were at once.
+    most: usize,
+    pulled: Vec<String>,
+    /// How often the engine still refuses to remove a container, by model.
+    stuck: BTreeMap<String, u32>,
+    /// How often somebody began to watch.
+    watched: u32,
     deaths: Vec<mpsc::UnboundedSender<Result<String, EngineError>>>,
 }
 
@@ -44,12 +54,18 @@ enum Odd {
     NeverReady,
     Exits,
     NoImage,
+    /// Serves only once it is let.
+    Late,
+    /// Is ready, and answers each task with these bytes and the end of the connection.
+    Says(&'static str),
 }
 
 struct Cage {
+    name: String,
     labels: BTreeMap<String, String>,
     look: Look,
     serving: Option<Serving>,
+    waiting: Option<std::net::TcpListener>,
 }
 
 /// A server with a runtime of its own, so that its connections end with it.
@@ -65,6 +81,22 @@ impl Serving {
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
             serve::serve(config, listener, Arc::new(lane), catalog.contracts(), std::future::pending()).await;
+        });
+        Self(Some(runtime))
+    }
+
+    fn saying(words: &'static str, listener: std::net::TcpListener) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut start = [0; 4096];
+                let read = stream.read(&mut start).await.unwrap();
+                let ready = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let words = if start[..read].starts_with(b"GET") { ready } else { words };
+                stream.write_all(words.as_bytes()).await.unwrap();
+            }
         });
         Self(Some(runtime))
     }
@@ -110,6 +142,13 @@ impl StandIn {
         }
     }
 
+    /// Lets the containers that wait for it serve.
+    fn let_serve(&self) {
+        for one in self.shop().containers.values_mut() {
+            one.serving = one.waiting.take().map(Serving::start).or(one.serving.take());
+        }
+    }
+
     /// The engine goes, and its containers with it.
     fn leave(&self) {
         let mut shop = self.shop();
@@ -132,8 +171,10 @@ impl Engine for StandIn {
         Ok(self.here()?.images.iter().any(|one| one == image))
     }
 
-    async fn pull(&self, _: &str) -> Result<(), EngineError> {
-        panic!("nobody asked for that")
+    /// From a registry that never answers.
+    async fn pull(&self, image: &str) -> Result<(), EngineError> {
+        self.here()?.pulled.push(image.to_owned());
+        std::future::pending().await
     }
 
     async fn import(
@@ -155,8 +196,10 @@ impl Engine for StandIn {
         }
         shop.created += 1;
         let id = format!("c{}", shop.created);
-        let look = Look::Running;
-        shop.containers.insert(id.clone(), Cage { labels: plan.labels.clone(), look, serving: None });
+        let (name, labels) = (plan.name.clone(), plan.labels.clone());
+        let cage = Cage { name, labels, look: Look::Running, serving: None, waiting: None };
+        shop.containers.insert(id.clone(), cage);
+        shop.most = shop.most.max(shop.containers.len());
         Ok(id)
     }
 
@@ -177,7 +220,9 @@ impl Engine for StandIn {
                     at: None,
                 };
             }
-            _ => one.serving = Some(Serving::start(listener)),
+            Some(Odd::Late) => one.waiting = Some(listener),
+            Some(Odd::Says(words)) => one.serving = Some(Serving::saying(words, listener)),
+            Some(Odd::NoImage) | None => one.serving = Some(Serving::start(listener)),
         }
         Ok(Some(address))
     }
@@ -187,8 +232,19 @@ impl Engine for StandIn {
     }
 
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
-        self.here()?.containers.remove(id);
-        Ok(())
+        let mut shop = self.here()?;
+        let Shop { containers, stuck, .. } = &mut *shop;
+        let model = containers.get(id).and_then(|one| one.labels.get(LABEL_MODEL));
+        match model.and_then(|model| stuck.get_mut(model)).filter(|left| **left > 0) {
+            Some(left) => {
+                *left -= 1;
+                Err(EngineError::Refused("device or resource busy".to_owned()))
+            }
+            None => {
+                containers.remove(id);
+                Ok(())
+            }
+        }
     }
 
     async fn list(&self, label: &str) -> Result<Vec<Found>, EngineError> {
@@ -199,6 +255,7 @@ impl Engine for StandIn {
         });
         let found = labelled.map(|(id, one)| Found {
             id: id.clone(),
+            name: one.name.clone(),
             labels: one.labels.clone(),
             running: one.look == Look::Running,
         });
@@ -207,7 +264,9 @@ impl Engine for StandIn {
 
     fn deaths(&self, _: &str, _: SystemTime) -> BoxStream<'static, Result<String, EngineError>> {
         let (sender, received) = mpsc::unbounded_channel();
-        self.shop().deaths.push(sender);
+        let mut shop = self.shop();
+        shop.deaths.push(sender);
+        shop.watched += 1;
         futures_util::stream::unfold(received, async |mut received| Some((received.recv().await?, received)))
             .boxed()
     }
@@ -303,7 +362,7 @@ async fn a_container_that_dies_at_work_fails_its_job_with_the_cause_and_is_repla
         engine.kill("diagnose.sleep", over_memory, told);
         let failure = timeout(BOUND, running).await.unwrap().unwrap();
         let failure = failure.unwrap_err();
-        assert_eq!((failure.kind, failure.message.as_str()), (FailureKind::WorkerLost, words));
+        assert_eq!((failure.kind, failure.message.as_str()), (FailureKind::ModelError, words));
         shown(&lane, |summary| summary.containers.is_empty()).await;
     }
     lane.run(task("diagnose.sleep", 0)).await.unwrap();
@@ -397,14 +456,17 @@ async fn while_the_engine_is_away_there_are_no_slots_and_all_goes_on_when_it_is_
     assert_eq!(engine.models(), ["digits"], "what was left of the first is gone");
 }
 
+fn left_behind(labels: [(&str, &str); 3]) -> Cage {
+    let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    Cage { name: "left-behind".to_owned(), labels, look: Look::Running, serving: None, waiting: None }
+}
+
 #[tokio::test]
 async fn what_a_dead_worker_of_this_name_left_is_removed_and_another_s_is_not() {
     let engine = Arc::new(StandIn::default());
     for (id, worker) in [("old", "worker"), ("other", "neighbour")] {
         let labels = [(LABEL_WORKER, worker), (LABEL_OWNER, id), (LABEL_MODEL, id)];
-        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let one = Cage { labels, look: Look::Running, serving: None };
-        engine.shop().containers.insert(id.to_owned(), one);
+        engine.shop().containers.insert(id.to_owned(), left_behind(labels));
     }
     let lane = lane(&engine, config()).await;
     assert_eq!(engine.models(), ["other"]);
@@ -416,6 +478,17 @@ async fn what_a_dead_worker_of_this_name_left_is_removed_and_another_s_is_not() 
 fn settings_that_cannot_work_are_named() {
     let refused = |config: Config| config.check().unwrap_err().to_string();
     assert!(refused(Config { host: "ssh://x".to_owned(), ..config() }).starts_with("docker.host"));
+    let at = |host: &str| Config { host: host.to_owned(), ..config() };
+    for host in ["tcp://10.0.0.1:2375", "http://engine.example:2375"] {
+        let problem = refused(at(host));
+        assert!(problem.starts_with("docker.host") && problem.contains("docker.network"), "{problem}");
+        assert_eq!(Config { network: Some("models".to_owned()), ..at(host) }.check(), Ok(()));
+    }
+    for host in
+        ["unix:///run/engine.sock", "tcp://127.0.0.1:2375", "tcp://[::1]:2375", "http://localhost:2375"]
+    {
+        assert_eq!(at(host).check(), Ok(()), "{host}");
+    }
     assert!(refused(Config { models: Vec::new(), ..config() }).contains("no other model"));
     assert!(refused(Config { containers_max: 0, ..config() }).contains("use 1 to"));
     assert!(refused(Config { slots_per_container: 1_000, ..config() }).contains("at most"));

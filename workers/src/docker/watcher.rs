@@ -5,13 +5,16 @@ use super::keeper::Event;
 use super::owner;
 use super::plan::{LABEL_MODEL, LABEL_WORKER, Owner};
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 /// Time between two looks at an engine that says nothing.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long removing what a dead worker left may take before the lane goes on without.
+const ORPHAN: Duration = Duration::from_secs(10);
 /// First pause before it is looked for again; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest such pause.
@@ -52,20 +55,29 @@ async fn arrive(
     worker: &str,
 ) -> Result<(String, Vec<Found>), EngineError> {
     let version = engine.hello().await?;
-    for found in engine.list(LABEL_WORKER).await? {
-        if owner::is_orphan(&found.labels, worker, owner) {
-            let label = |name: &str| found.labels.get(name).cloned().unwrap_or_default();
-            tracing::warn!(
-                container.id = %found.id,
-                model = label(LABEL_MODEL),
-                worker = label(LABEL_WORKER),
-                "removing a container of a worker that is dead"
-            );
-            metrics::counter!("straightline_container_orphans_total").increment(1);
-            engine.remove(&found.id).await?;
-        }
-    }
+    let listed = engine.list(LABEL_WORKER).await?;
+    let orphans = listed.iter().filter(|found| owner::is_orphan(&found.labels, worker, owner));
+    join_all(orphans.map(|found| remove_orphan(engine, found))).await;
     Ok((version, engine.list(&owner.label()).await?))
+}
+
+/// One that cannot be removed is left until the next look: it must not keep the lane from an engine that is well.
+async fn remove_orphan(engine: &dyn Engine, found: &Found) {
+    let label = |name: &str| found.labels.get(name).cloned().unwrap_or_default();
+    let (model, worker) = (label(LABEL_MODEL), label(LABEL_WORKER));
+    let problem = match timeout(ORPHAN, engine.remove(&found.id)).await {
+        Ok(Ok(())) => {
+            tracing::warn!(container.id = %found.id, model, worker, "removed a container of a worker that is dead");
+            metrics::counter!("straightline_container_orphans_total").increment(1);
+            return;
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} ms", ORPHAN.as_millis()),
+    };
+    tracing::warn!(
+        container.id = %found.id, model, worker, problem, "container of a dead worker cannot be removed, and is left"
+    );
+    metrics::counter!("straightline_container_removal_failures_total").increment(1);
 }
 
 /// Tells of deaths until the engine is gone; why it is.

@@ -146,6 +146,7 @@ fn a_model_that_will_not_start_fails_at_once_for_a_while_that_grows() {
         let ticket = bench.ask("a");
         let [Order::Start { key, .. }] = bench.after(1)[..] else { panic!("it is tried") };
         bench.pool.not_started(key, failure("no image"), true, bench.now);
+        bench.pool.removed(key);
         assert_eq!(bench.after(0), [Order::Fail { ticket, failure: failure("no image") }]);
         let ticket = bench.ask("a");
         assert_eq!(bench.after(rest - 1), [Order::Fail { ticket, failure: failure("no image") }]);
@@ -162,6 +163,7 @@ fn a_model_that_will_not_start_fails_at_once_for_a_while_that_grows() {
     let ticket = bench.ask("b");
     let [Order::Start { key, .. }] = bench.after(1)[..] else { panic!("it is tried") };
     bench.pool.not_started(key, failure("engine went away"), false, bench.now);
+    bench.pool.removed(key);
     assert_eq!(bench.after(0), [Order::Fail { ticket, failure: failure("engine went away") }]);
     bench.ask("b");
     assert!(matches!(bench.after(0)[..], [Order::Start { .. }]), "what is not its fault is tried again");
@@ -291,6 +293,7 @@ impl Checked {
             Step::Refuse(at) => {
                 if let Some(key) = Self::pick(&mut self.starting, at) {
                     pool.not_started(key, failure("would not"), at % 2 == 0, now);
+                    self.leaving.push(key);
                 }
             }
             Step::Removed(at) => {
