@@ -145,6 +145,7 @@ impl Reporter {
 fn probing(probe: Option<Probe>, beat: Duration) -> watch::Receiver<Resources> {
     let (samples, latest) = watch::channel(Resources::default());
     let Some(mut probe) = probe else { return latest };
+    #[expect(clippy::disallowed_methods, reason = "it blocks its own thread, which does nothing else")]
     let sample = move || {
         while !samples.is_closed() {
             samples.send_replace(probe.sample());
