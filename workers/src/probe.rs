@@ -79,9 +79,8 @@ impl Probe {
 
     /// `None` without a driver, which is looked for once.
     fn gpus(&mut self) -> Option<Vec<Gpu>> {
-        let opened = self.gpus.get_or_insert_with(|| {
-            Gpus::open(None).inspect_err(|error| tracing::info!("{error}"))
-        });
+        let opened =
+            self.gpus.get_or_insert_with(|| Gpus::open(None).inspect_err(|error| tracing::info!("{error}")));
         let gpus = opened.as_ref().ok()?.sample();
         gpu::publish(&gpus);
         Some(gpus)

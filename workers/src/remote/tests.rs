@@ -73,8 +73,13 @@ async fn whose_fault_it_is_shows_in_the_kind() {
     for (status, headers, body, kind, words) in [
         (400, &[][..], r#"{"error":"no tensor named x"}"#, FailureKind::InvalidInput, "no tensor named x"),
         (404, &[], "", FailureKind::LaneUnavailable, "without a word"),
-        (429, &[("retry-after", "7")], "slow\n  down", FailureKind::Busy, "after 7 s): slow down"),
+        (429, &[("retry-after", "7")], "slow\n  down", FailureKind::Busy, "429: slow down"),
         (503, &[], "", FailureKind::Busy, "503"),
+        // Limits and settings of this server: another may do.
+        (413, &[], "", FailureKind::LaneUnavailable, "413"),
+        (415, &[], "", FailureKind::LaneUnavailable, "415"),
+        // It gave up, and is well.
+        (504, &[], "", FailureKind::ModelError, "504"),
         (500, &[], "Traceback", FailureKind::ModelError, "Traceback"),
         (200, &[], "rubbish", FailureKind::ModelError, "no answer"),
         (200, &[("inference-header-content-length", "x")], "{}", FailureKind::ModelError, "whole number"),
@@ -82,6 +87,7 @@ async fn whose_fault_it_is_shows_in_the_kind() {
         let failure = at(&server(status, headers, body).await).infer(&task(LIMIT)).await.unwrap_err();
         assert_eq!(failure.kind, kind, "{failure}");
         assert!(failure.message.contains(words), "{failure}");
+        assert_eq!(failure.retry_after, (status == 429).then_some(Duration::from_secs(7)), "{failure}");
     }
     let long = at(&server(200, &[], vec![b'x'; 2_000]).await).infer(&task(LIMIT)).await.unwrap_err();
     assert_eq!((long.kind, long.message.contains("more than 1000 bytes")), (FailureKind::ModelError, true));
@@ -116,7 +122,7 @@ async fn who_is_not_there_who_hangs_and_who_leaves_are_told_apart() {
         }
     });
     let left = at_leaving.infer(&task(LIMIT)).await.unwrap_err();
-    assert_eq!(left.kind, FailureKind::WorkerLost, "{left}");
+    assert_eq!(left.kind, FailureKind::ModelError, "our worker is well: {left}");
 }
 
 #[tokio::test]

@@ -171,13 +171,15 @@ mod tests {
         let ran = lane.run(task("well", 1)).await.unwrap();
         assert_eq!(ran.output, Payload::Tensors(vec![Tensor::fp32("y", [1], &[1.0]).unwrap()]));
         for (task, kind, words) in [
-            (task("busy", 1), FailureKind::Busy, "come back after 2 s"),
+            (task("busy", 1), FailureKind::Busy, "slow down"),
             (task("none", 1), FailureKind::Busy, "503"),
             (task("well", 251), FailureKind::LaneUnavailable, "1004 bytes"),
             (task("other", 1), FailureKind::LaneUnavailable, "has no HTTP function"),
         ] {
             let failure = lane.run(task).await.unwrap_err();
             assert_eq!((failure.kind, failure.message.contains(words)), (kind, true), "{failure}");
+            let asked = failure.message.contains("slow down").then_some(Duration::from_secs(2));
+            assert_eq!(failure.retry_after, asked, "{failure}");
         }
     }
 

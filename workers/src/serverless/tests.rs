@@ -77,8 +77,8 @@ async fn what_cannot_be_an_event_is_not_invoked() {
         (Payload::Tensors(vec![half]), FailureKind::InvalidInput, "FP16"),
         (opaque, FailureKind::InvalidInput, "not opaque bytes"),
         // As JSON it is longer than as raw bytes, and the other is hopeless from the start.
-        (image(&[0.123_456; 150]), FailureKind::TooLarge, "functions take at most 1000"),
-        (image(&[0.0; 2_000]), FailureKind::TooLarge, "more than 2000 bytes"),
+        (image(&[0.123_456; 150]), FailureKind::LaneUnavailable, "functions take at most 1000"),
+        (image(&[0.0; 2_000]), FailureKind::LaneUnavailable, "more than 2000 bytes"),
     ] {
         let failure = lane.run(task(input)).await.unwrap_err();
         assert_eq!(failure.kind, kind, "{failure}");
@@ -95,8 +95,9 @@ async fn whose_fault_it_is_shows_in_the_kind() {
         (function("ValueError"), FailureKind::ModelError, "function of m failed with ValueError: a b"),
         (function("invalid_input"), FailureKind::InvalidInput, "a b"),
         (function("unknown_model"), FailureKind::LaneUnavailable, "a b"),
+        (function("busy"), FailureKind::Busy, "a b"),
         (InvokeError::Throttled("waits".into()), FailureKind::Busy, "function of m waits"),
-        (InvokeError::TooLarge("is small".into()), FailureKind::TooLarge, "is small"),
+        (InvokeError::TooLarge("is small".into()), FailureKind::LaneUnavailable, "is small"),
         (InvokeError::TimedOut("hung".into()), FailureKind::Timeout, "hung"),
         (InvokeError::Unreachable("is away".into()), FailureKind::LaneUnavailable, "is away"),
     ] {

@@ -91,7 +91,9 @@ impl Reporter {
     pub(crate) async fn run(mut self) {
         let mut beat = tokio::time::interval(self.beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let resources = probing(self.probe.take(), self.beat);
+        let mut resources = probing(self.probe.take(), self.beat);
+        // The first report knows what a first look finds, if that takes no longer than a beat.
+        let _ = timeout(self.beat, resources.changed()).await;
         let (mut backend, mut slots) = (None, None);
         let mut reachable = true;
         loop {

@@ -211,6 +211,6 @@ async fn a_model_that_this_worker_has_not_costs_no_attempt() {
     let _worker = bench.local(1).await;
     bench.place(&header("elsewhere"), &body()).await;
     let again = header_of(&bench.from(Queue::Jobs(Class::Normal)).await);
-    assert_eq!((again.attempt, again.failed_lanes.is_empty()), (1, true));
+    assert_eq!((again.attempt, again.failed_lanes), (1, schemas::LaneSet::EMPTY.with(Lane::Local)));
     assert_eq!(again.history[0].failure.kind, FailureKind::Busy);
 }
