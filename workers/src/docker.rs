@@ -304,9 +304,10 @@ impl Summary {
         for (model, problem) in &self.faults {
             of.entry(model).or_insert_with_key(|model| entry(model)).problem = Some(problem.clone());
         }
-        let engine = self.engine.as_deref().map_or_else(|| "Docker".to_owned(), |it| format!("Docker {it}"));
+        // Why it is away says where it was looked for.
+        let up = |version: &String| format!("Docker {version} at {host}");
         Backend {
-            name: format!("{engine} at {host}"),
+            name: self.engine.as_ref().map_or_else(|| "Docker".to_owned(), up),
             problem: self.away.clone(),
             waiting: u32::try_from(self.waiting).unwrap_or(u32::MAX),
             instances: of.into_values().take(BACKEND_MODELS_MAX).collect(),

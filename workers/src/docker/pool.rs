@@ -245,9 +245,13 @@ impl Pool {
             container.used = now;
             return Ok(key);
         }
-        let resting = self.faults.get(model).filter(|fault| fault.until > now).map(|fault| &fault.failure);
-        if let Some(failure) = self.told.get(model).or(resting) {
+        if let Some(failure) = self.told.get(model) {
             return Err(Wait::Fail(failure.clone()));
+        }
+        if let Some(fault) = self.faults.get(model).filter(|fault| fault.until > now) {
+            // Nothing was tried for this task, so it costs no attempt: a queue would be spent within one rest.
+            let failure = Failure::new(FailureKind::Busy, &fault.failure.message).after(fault.until - now);
+            return Err(Wait::Fail(failure));
         }
         let waited = now.saturating_duration_since(waiting.since);
         if waited >= self.rules.wait_max {

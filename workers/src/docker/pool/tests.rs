@@ -149,7 +149,8 @@ fn a_model_that_will_not_start_fails_at_once_for_a_while_that_grows() {
         bench.pool.removed(key);
         assert_eq!(bench.after(0), [Order::Fail { ticket, failure: failure("no image") }]);
         let ticket = bench.ask("a");
-        assert_eq!(bench.after(rest - 1), [Order::Fail { ticket, failure: failure("no image") }]);
+        let resting = Failure::new(FailureKind::Busy, "no image").after(Duration::from_millis(1));
+        assert_eq!(bench.after(rest - 1), [Order::Fail { ticket, failure: resting }]);
         let other = bench.ask("b");
         let orders = bench.after(0);
         assert!(!orders.contains(&Order::Fail { ticket: other, failure: failure("no image") }));
