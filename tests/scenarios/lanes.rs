@@ -237,14 +237,13 @@ async fn deaths(context: &Context) -> Result<()> {
 async fn all_end_in(
     deployment: &Production,
     context: &Context,
-    group: u32,
+    (group, count): (u32, usize),
     parameters: &Value,
     lane: &str,
 ) -> Result<()> {
-    const JOBS: usize = 40;
     let file = |what: &str| context.folder().join(format!("{what}-{group}.jsonl"));
     let (jobs, results) = (file("jobs"), file("results"));
-    jobs_file_of(&jobs, JOBS, |_| ("digits", 1))?;
+    jobs_file_of(&jobs, count, |_| ("digits", 1))?;
     let lines = results_of(&jobs)?.into_iter().enumerate().map(|(at, mut job)| {
         // Ids of its own: those of the group before have their results.
         job["id"] = json!(format!("{group:08x}-0000-7000-8000-{at:012x}"));
@@ -255,7 +254,7 @@ async fn all_end_in(
     fs::write(&jobs, lines.collect::<String>())?;
     submit(deployment, context, &jobs, &results).await?.finish(LONG).await?.expect(0)?;
     let results = results_of(&results)?;
-    ensure!(results.len() == JOBS, "{} results of {JOBS} jobs", results.len());
+    ensure!(results.len() == count, "{} results of {count} jobs", results.len());
     for result in &results {
         ensure!(result["status"] == "succeeded" && result["lane"] == lane, "{result}");
     }
@@ -279,7 +278,7 @@ async fn broken_containers(context: &Context) -> Result<()> {
     let well = on(context, RabbitVersion::V3_10, &engine).await?.with(large.0, large.1);
     let worker = well.worker_of(context, "docker", "well").await?;
     let dispatcher = well.dispatcher(context, "d-well").await?;
-    all_end_in(&well, context, 1, &json!({}), "docker").await?;
+    all_end_in(&well, context, (1, 300), &json!({}), "docker").await?;
     told(&well, context, "\"busy\":0,\"idle\":").await?;
     end([dispatcher, worker]).await?;
 
@@ -297,7 +296,7 @@ async fn broken_containers(context: &Context) -> Result<()> {
         let local = broken.worker_of(context, "local", &format!("local-{group}")).await?;
         available(&broken, context, "docker", true).await?;
         let dispatcher = broken.dispatcher(context, &format!("d-{group}")).await?;
-        all_end_in(&broken, context, group, &json!({}), "local").await?;
+        all_end_in(&broken, context, (group, 300), &json!({}), "local").await?;
         told(&broken, context, words).await?;
         end([dispatcher, worker, local]).await?;
     }
@@ -318,14 +317,15 @@ async fn broken_functions(context: &Context) -> Result<()> {
     let _functions = deployment.worker_of(context, "serverless", "functions").await?;
     let _local = deployment.worker_of(context, "local", "local").await?;
     let _dispatcher = deployment.dispatcher(context, "d1").await?;
-    for (group, wrong, words) in [
-        (4, "raise", "ValueError: not a digit"),
-        (5, "crash", "segmentation fault, nearly"),
-        (6, "rubbish", "what is no answer"),
-        (7, "too_much", "more than 6291456 bytes"),
-        (8, "hang", "did not answer within 5000 ms"),
+    // Each crash and each hang takes a process with it, and a hang its whole limit.
+    for (group, count, wrong, words) in [
+        (4, 300, "raise", "ValueError: not a digit"),
+        (5, 60, "crash", "segmentation fault, nearly"),
+        (6, 300, "rubbish", "what is no answer"),
+        (7, 100, "too_much", "more than 6291456 bytes"),
+        (8, 40, "hang", "did not answer within 5000 ms"),
     ] {
-        all_end_in(&deployment, context, group, &json!({ "do": wrong }), "local").await?;
+        all_end_in(&deployment, context, (group, count), &json!({ "do": wrong }), "local").await?;
         told(&deployment, context, words).await?;
     }
     Ok(())
@@ -369,12 +369,12 @@ async fn flask(context: &Context) -> Result<()> {
     let _functions = deployment.worker_of(context, "serverless", "functions").await?;
     available(&deployment, context, "serverless", true).await?;
     fs::write(&failing, "")?;
-    all_end_in(&deployment, context, 9, &json!({}), "serverless").await?;
+    all_end_in(&deployment, context, (9, 300), &json!({}), "serverless").await?;
     told(&deployment, context, "server of digits answered 500: broken, as asked").await?;
     flask.kill9().await?;
     available(&deployment, context, "local", false).await?;
     told(&deployment, context, &format!("server at {url}: it ")).await?;
-    all_end_in(&deployment, context, 10, &json!({}), "serverless").await
+    all_end_in(&deployment, context, (10, 300), &json!({}), "serverless").await
 }
 
 /// Two devices of a stand-in for NVIDIA's library, one of which does not tell its load: in the heartbeat, so in `status`, and

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use schemas::ModelName;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep_until;
@@ -59,10 +59,18 @@ enum End {
     InitError(Failed),
     /// It has not asked for an event in time.
     InitTimedOut,
-    /// Its caller has left, or it did not come back from an answered event before that one's deadline.
+    /// Its caller has left, or it did not come back from an answered event in time.
     Overdue,
     /// It could not even be tried.
     NotStarted(String),
+}
+
+/// How long a function may take from its answer to its next question. Until then an order may wait for it in vain, and
+/// one that was to make room still runs.
+const FINISHING_MAX: Duration = Duration::from_secs(5);
+
+fn finishing(deadline: Instant) -> Phase {
+    Phase::Finishing { deadline: deadline.min(Instant::now() + FINISHING_MAX) }
 }
 
 impl Instance {
@@ -178,7 +186,7 @@ impl Instance {
                 self.idle();
                 let _ = answer.send(result);
                 let _ = heard.send(Heard::Taken);
-                Phase::Finishing { deadline }
+                finishing(deadline)
             }
             other => {
                 let _ = heard.send(Heard::NotAwaited);
@@ -217,7 +225,7 @@ impl Instance {
             // dropped, and the host tries another instance.
             Err(_) => {
                 self.idle();
-                Phase::Finishing { deadline }
+                finishing(deadline)
             }
         }
     }
