@@ -241,10 +241,14 @@ impl Process {
         mut probe: impl AsyncFnMut(&Self) -> Result<()>,
     ) -> Result<()> {
         let waited = until(bound, what, async || {
-            if let Err(gone) = self.owned.still_runs() {
-                return Ok(Err(gone));
+            let probed = probe(self).await;
+            if probed.is_err()
+                && let Err(gone) = self.owned.still_runs()
+            {
+                // One that was ready and died at once was ready all the same: it may have said so since.
+                return Ok(probe(self).await.map_err(|_| gone));
             }
-            probe(self).await.map(Ok)
+            probed.map(Ok)
         });
         waited.await.and_then(|alive| alive).map_err(|error| self.with_last_words(&error))
     }
