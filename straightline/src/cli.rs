@@ -44,7 +44,7 @@ pub struct Global {
 pub enum Command {
     /// Watch real handwritten digits being recognised: everything in one process, for 10 to 20 seconds.
     Demo(Demo),
-    /// Run everything in one process: durable queues, dispatcher, local worker, HTTP face.
+    /// Run everything in one process: durable queues, dispatcher, workers, HTTP face.
     Up(Up),
     /// Run a dispatcher over the configured broker and state.
     Dispatcher(Dispatcher),
