@@ -5,15 +5,15 @@ use crate::desk::{InHand, LaneNow, Source, Step, View};
 use crate::ending::{Ender, Ending, Fate};
 use crate::estimate::{Estimate, Look};
 use crate::feeds::{Arrival, Consumers, Feeds};
+use crate::hop::{self, Move};
 use crate::journal::{Entry, Journal};
 use crate::policy::Policy;
 use crate::stopping::{Stop, Stopping};
 use crate::turns::Turns;
-use crate::{beat, intake, sampler};
-use broker::delivery::UNREADABLE;
+use crate::{beat, death, intake, sampler};
 use broker::{Broker, Delivery, Health, Message, Properties, PublishError, Queue, Receipt, Route};
 use schemas::header::{self, Placement};
-use schemas::{Attempt, Class, Failure, FailureKind, JobHeader, JobId, Lane, ModelName, Status, UnixMillis};
+use schemas::{Class, JobHeader, JobId, Lane, ModelName, Status, UnixMillis};
 use state::facts::Unused;
 use state::{Batch, Facts, ModelFacts, State};
 use std::collections::{HashMap, VecDeque};
@@ -32,8 +32,6 @@ const HELD_TICK: Duration = Duration::from_millis(20);
 const IDLE_TICK: Duration = Duration::from_millis(250);
 /// How long a wait queue counts as holding jobs after one went in or came out.
 const WAITING_SEEN: Duration = Duration::from_millis(300);
-/// How long a delivery whose publish was refused is kept before it goes back.
-const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 
 /// How often a broker that takes nothing is looked at again, should it not say that it is back.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -257,7 +255,7 @@ impl Loop {
                 let intake::Unreadable { claim, failure } = unreadable;
                 self.end(Ending { delivery, queue, fate: Fate::Unreadable(claim, failure) });
             }
-            Ok(header) if queue == Queue::DeadIntake && intake::ends_here(delivery.death.as_ref()) => {
+            Ok(header) if queue == Queue::DeadIntake && death::ends_here(delivery.death.as_ref()) => {
                 self.end_given_up(header, delivery, queue);
             }
             Ok(mut header) => {
@@ -274,31 +272,11 @@ impl Loop {
         }
     }
 
-    /// What the broker itself gave up on, and what placing it again cannot help: its client is told, and it rests with the other dead.
-    fn end_given_up(&mut self, mut header: JobHeader, delivery: Box<Delivery>, queue: Queue) {
-        let (from, why) = match &delivery.death {
-            Some(death) => (death.queue.clone(), death.reason.clone()),
-            None => (queue.to_string(), "unknown".to_owned()),
-        };
-        let failure = if why == UNREADABLE {
-            let message = format!("its input could no longer be read from the broker's store, in {from}");
-            Failure::new(FailureKind::Internal, message)
-        } else {
-            let returns = delivery.returns;
-            let message = format!(
-                "the broker gave up on it in {from} ({why}) after {returns} returns: its holders kept losing it"
-            );
-            Failure::new(FailureKind::WorkerLost, message)
-        };
-        let attempt = Attempt {
-            number: header.attempt,
-            lane: header.placement.as_ref().map(|placement| placement.lane),
-            worker: self.config.name.clone(),
-            at: unix_now(),
-            failure: failure.clone(),
-        };
-        header.history.push(attempt);
-        header.attempt = header.attempt.saturating_add(1).min(schemas::limits::ATTEMPTS_MAX);
+    /// What the broker itself gave up on, and what placing it again cannot help: its client is told, and it rests with the
+    /// other dead.
+    fn end_given_up(&mut self, header: JobHeader, delivery: Box<Delivery>, queue: Queue) {
+        let (header, failure) =
+            death::explain(header, delivery.death.as_ref(), delivery.returns, &self.config.name, unix_now());
         self.end(Ending { delivery, queue, fate: Fate::Ended(header, Status::Failed, failure) });
     }
 
@@ -408,7 +386,7 @@ impl Loop {
     }
 
     /// Does one step; what was published comes back to be settled with the rest of the batch.
-    async fn act(&mut self, mut taken: Taken, step: Step) -> Option<(Receipt, Box<Delivery>)> {
+    async fn act(&mut self, mut taken: Taken, step: Step) -> Option<Move> {
         taken.counts = false;
         match step {
             Step::Hold(_) => {
@@ -451,7 +429,7 @@ impl Loop {
     }
 
     /// Publishes a job into its next queue: our header, the sender's unknown headers, the body as it came.
-    async fn publish(&mut self, mut taken: Taken, to: Queue) -> (Receipt, Box<Delivery>) {
+    async fn publish(&mut self, mut taken: Taken, to: Queue) -> Move {
         let message = std::mem::take(&mut taken.delivery.message);
         let mut headers = message.headers;
         headers.retain(|(name, _)| !header::names::ALL.contains(&name.as_str()));
@@ -474,40 +452,15 @@ impl Loop {
         (receipt, taken.delivery)
     }
 
-    /// Acknowledges each delivery once its next hop is confirmed, off the loop.
-    fn settle(&mut self, moves: Vec<(Receipt, Box<Delivery>)>) {
+    /// Settles what was published, off the loop.
+    fn settle(&mut self, moves: Vec<Move>) {
         if moves.is_empty() {
             return;
         }
-        let (in_hand, mut stop) = (Arc::clone(&self.in_hand), self.stop.clone());
+        let (in_hand, stop) = (Arc::clone(&self.in_hand), self.stop.clone());
         self.settling.spawn(async move {
             let _released = Released(in_hand, u32::try_from(moves.len()).unwrap_or(0));
-            let (mut moves, mut refused) = (VecDeque::from(moves), Vec::new());
-            let confirms = async {
-                while let Some((receipt, _)) = moves.front_mut() {
-                    let confirmed = receipt.await;
-                    let Some((_, delivery)) = moves.pop_front() else { break };
-                    match confirmed {
-                        Ok(()) => delivery.ack(),
-                        Err(error) => {
-                            metrics::counter!("straightline_hops_refused_total").increment(1);
-                            refused.push((error, delivery));
-                        }
-                    }
-                }
-                let Some((error, _)) = refused.first() else { return };
-                tracing::warn!(error = %error, jobs = refused.len(), "failed to move jobs on; they go back to their queues");
-                tokio::time::sleep(REFUSED_PAUSE).await;
-            };
-            tokio::select! {
-                biased;
-                () = confirms => {}
-                () = stop.halted() => {}
-            }
-            let unconfirmed = moves.into_iter().map(|(_, delivery)| delivery);
-            for delivery in refused.into_iter().map(|(_, delivery)| delivery).chain(unconfirmed) {
-                delivery.give_back();
-            }
+            hop::settle(moves, stop).await;
         });
     }
 

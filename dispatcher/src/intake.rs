@@ -1,10 +1,9 @@
 //! Reading what arrives: headers only, never a body.
 
-use broker::delivery::UNREADABLE;
-use broker::{Death, Message, Queue};
+use broker::Message;
 use schemas::header::{self, Claim, InvalidHeader, PlainFacts};
 use schemas::limits::DEADLINE_MAX;
-use schemas::{Class, ClientName, Failure, FailureKind, JobHeader, Lane, UnixMillis};
+use schemas::{Class, ClientName, Failure, FailureKind, JobHeader, UnixMillis};
 
 /// A message that is no job: what can still be said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,14 +59,6 @@ pub(crate) fn read(message: &Message, class: Class, now: UnixMillis) -> Result<J
     // An inline input is measured, whatever its header says: thresholds and payload limits rest on it.
     header.size = header.size.max(message.body.len() as u64);
     Ok(header)
-}
-
-/// Whether a job that the broker gave up on ends with that: it may have taken its holders with it in a lane's queue, or
-/// nothing of it but its header is left. From any other queue it was given back for want of room further on, and is
-/// placed again.
-pub(crate) fn ends_here(death: Option<&Death>) -> bool {
-    let in_a_lane = |queue: &str| Lane::ALL.into_iter().any(|lane| Queue::Lane(lane).to_string() == queue);
-    death.is_none_or(|death| death.reason == UNREADABLE || in_a_lane(&death.queue))
 }
 
 fn from_packed(error: &InvalidHeader) -> Failure {
@@ -166,17 +157,6 @@ mod tests {
         );
         message.packed = Some(JobHeader { deadline: UnixMillis(u64::MAX), ..far }.encode());
         assert_eq!(read(&message, Class::Normal, NOW).unwrap().deadline, NOW.plus(DEADLINE_MAX));
-    }
-
-    #[test]
-    fn what_was_only_given_back_for_want_of_room_is_placed_again() {
-        let ends = |queue: &str, reason: &str| {
-            ends_here(Some(&Death { queue: queue.to_owned(), reason: reason.to_owned() }))
-        };
-        assert!(!ends("jobs.high", "delivery_limit") && !ends("wait.local.low", "delivery_limit"));
-        assert!(ends("lane.docker", "delivery_limit"), "it may have killed its workers");
-        assert!(ends("jobs.high", UNREADABLE), "there is nothing left to run");
-        assert!(ends_here(None));
     }
 
     #[test]

@@ -12,11 +12,13 @@
 
 mod beat;
 pub mod config;
+mod death;
 pub mod desk;
 pub mod dispatcher;
 mod ending;
 mod estimate;
 pub mod feeds;
+mod hop;
 mod intake;
 pub mod journal;
 pub mod policy;

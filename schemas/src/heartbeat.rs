@@ -71,7 +71,7 @@ pub struct Backend {
     /// Jobs that wait for an instance.
     #[serde(default)]
     pub waiting: u32,
-    /// What it has started, by model; at most [`BACKEND_MODELS_MAX`].
+    /// What it has started, by model; at most [`crate::limits::BACKEND_MODELS_MAX`].
     #[serde(default)]
     pub instances: Vec<Instances>,
 }
@@ -89,7 +89,7 @@ pub struct Instances {
     pub busy: u32,
     /// On their way out: they take no more jobs.
     pub leaving: u32,
-    /// What the backend calls them, where it names them; at most [`INSTANCE_IDS_MAX`].
+    /// What the backend calls them, where it names them; at most [`crate::limits::INSTANCE_IDS_MAX`].
     #[serde(default)]
     pub ids: Vec<String>,
     /// Why the latest did not start, until one does.
@@ -108,11 +108,6 @@ impl Instances {
         self.problem.is_none() && (self.starting, self.idle, self.busy, self.leaving) == (0, 0, 0, 0)
     }
 }
-
-/// Most models whose instances a report tells of.
-pub const BACKEND_MODELS_MAX: usize = 64;
-/// Most instances that a report names for a model.
-pub const INSTANCE_IDS_MAX: usize = 16;
 
 /// One GPU, as far as its driver tells: `None` for what it does not, never zero.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

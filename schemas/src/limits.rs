@@ -26,6 +26,10 @@ pub const TENSORS_MAX: usize = 64;
 pub const TENSOR_NAME_BYTES_MAX: usize = 128;
 /// Most parameters of a job.
 pub const PARAMETERS_MAX: usize = 64;
+/// Most models whose instances a heartbeat tells of.
+pub const BACKEND_MODELS_MAX: usize = 64;
+/// Most instances that a heartbeat names for a model.
+pub const INSTANCE_IDS_MAX: usize = 16;
 /// Largest input or output, in bytes, whether it travels inline or through the blob store.
 pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// An input or output above this many bytes travels through the blob store, unless configured lower.

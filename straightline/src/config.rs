@@ -9,6 +9,7 @@ pub mod lanes;
 mod layers;
 mod names;
 mod settings;
+mod shown;
 
 pub use check::{Services, is_to_blame};
 pub use layers::{ConfigError, load};

@@ -6,16 +6,17 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::io::IsTerminal;
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::Directive;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
 
 /// The AMQP client tells every failure it meets before it returns it, and several times; ours is the word on it. Whoever
 /// names it in the filter sees it all the same.
-const UNLESS_NAMED: &str = "lapin=off";
+const UNLESS_NAMED: &str = "lapin";
 
 /// What no filter may show: there the AMQP client logs messages that a broker returned, bodies and all.
-const NEVER: &str = "lapin::returned_messages=off";
+const NEVER: &str = "lapin::returned_messages";
 
 /// Buckets of every histogram of seconds: from a tenth of a millisecond to ten minutes.
 const SECONDS: [f64; 16] = [
@@ -24,25 +25,30 @@ const SECONDS: [f64; 16] = [
 
 /// Sends logs to standard error, where they never mix with results.
 pub fn logs(log: &Log) -> Result<(), ConfigError> {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(&log.filter)?)
-        .with_writer(BoxMakeWriter::new(std::io::stderr))
-        .with_ansi(std::io::stderr().is_terminal());
-    match log.format {
-        LogFormat::Human => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let layer = match log.format {
+        LogFormat::Human => layer.boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter(&log.filter)?)).init();
     Ok(())
 }
 
-fn filter(text: &str) -> Result<EnvFilter, ConfigError> {
-    let never: Directive = NEVER.parse().expect("a directive");
-    let filter = EnvFilter::try_new(text)
-        .map_err(|error| ConfigError::Value(format!("log.filter {text:?} is not a filter: {error}")))?;
-    let quiet = (!text.contains("lapin")).then(|| UNLESS_NAMED.parse::<Directive>().expect("a directive"));
-    let filter = quiet.into_iter().fold(filter, EnvFilter::add_directive);
+/// What is shown: a level for all, and levels of their own for targets.
+fn filter(text: &str) -> Result<Targets, ConfigError> {
+    let asked = match text.trim() {
+        "" => Targets::new(),
+        text => text.parse().map_err(|error| {
+            ConfigError::Value(format!(
+                "log.filter {text:?} is not a filter: {error}; use a level, such as info, or targets with theirs, such as \
+                 warn,workers=debug"
+            ))
+        })?,
+    };
+    let asked =
+        if text.contains("lapin") { asked } else { asked.with_target(UNLESS_NAMED, LevelFilter::OFF) };
     // The last word on its target, and more specific than any word on the crate.
-    Ok(filter.add_directive(never))
+    Ok(asked.with_target(NEVER, LevelFilter::OFF))
 }
 
 /// Starts collecting metrics; the handle renders them as Prometheus text.
@@ -78,16 +84,26 @@ impl Drop for Upkeep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tracing::Level;
 
     #[test]
     fn no_filter_shows_the_bodies_of_returned_messages() {
         for text in ["", "info", "trace", "lapin=trace", "warn,lapin::returned_messages=warn", "off"] {
-            let shown = filter(text).unwrap().to_string();
-            assert!(shown.split(',').any(|directive| directive == NEVER), "{text}: {shown}");
-            assert!(!shown.contains("lapin::returned_messages=warn"), "{text}: {shown}");
+            let filter = filter(text).unwrap();
+            assert!(!filter.would_enable(NEVER, &Level::ERROR), "{text}: {filter}");
+            assert_eq!(
+                filter.would_enable("workers", &Level::WARN),
+                text.starts_with(['i', 't', 'w']),
+                "{text}"
+            );
         }
-        assert!(filter("info").unwrap().to_string().contains("lapin=off"));
-        assert!(filter("lapin=debug").unwrap().to_string().contains("lapin=debug"));
-        assert!(filter("workers=loudly").unwrap_err().to_string().contains("log.filter"));
+    }
+
+    #[test]
+    fn the_amqp_client_is_silent_unless_it_is_named() {
+        let shows = |text: &str| filter(text).unwrap().would_enable("lapin::channels", &Level::ERROR);
+        assert!(!shows("info") && !shows("trace") && shows("info,lapin=error"));
+        let error = filter("workers=loudly").unwrap_err().to_string();
+        assert!(error.contains("log.filter") && error.contains("such as info"), "{error}");
     }
 }

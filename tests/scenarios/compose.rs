@@ -65,7 +65,7 @@ tar -c -C "$2/compose" Dockerfile -C "$1" straightline |
 const IMPATIENT: &str = "services: {rabbitmq: {healthcheck: {interval: 3s}}}\n";
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let all = [Need::Binary, Need::Docker, Need::Rabbit40, Need::Redis];
+    let all = [Need::Binary, Need::Docker, Need::Compose, Need::Rabbit40, Need::Redis];
     vec![
         Scenario::new("compose/its_files_are_accepted", &all, files),
         Scenario::new("compose/jobs_are_answered_and_a_stop_drains", &all, deployment)
@@ -213,8 +213,7 @@ impl<'a> Compose<'a> {
         if let Some(input) = input {
             compose.stdin(File::open(input)?);
         }
-        let installed = "is docker-compose installed? tests/run as root installs it";
-        printed(&format!("docker-compose {}", args.join(" ")), compose, STEP).await.context(installed)
+        printed(&format!("docker-compose {}", args.join(" ")), compose, STEP).await
     }
 
     /// Ids of a service's containers.

@@ -10,6 +10,7 @@ use tests::ports;
 use tests::process::{Process, Program, workspace};
 use tests::services::{Database, RabbitVersion};
 use tests::stage::Context;
+use tests::until::until;
 
 pub(crate) const START: Duration = Duration::from_secs(60);
 
@@ -75,6 +76,13 @@ impl Production {
         let mut process = program.args(["worker", "--lane", lane, "--name", name]).start()?;
         process.ready_log("ready", START).await?;
         Ok(process)
+    }
+
+    /// Submits a file of jobs; their results go to another.
+    pub(crate) async fn submit(&self, context: &Context, jobs: &Path, results: &Path) -> Result<Process> {
+        let command = self.command(context, "submit").await?;
+        let command = command.args([Path::new("submit"), jobs, Path::new("--output"), results]);
+        command.args(["--wait", "--quiet"]).start()
     }
 
     /// How it stands.
@@ -161,6 +169,17 @@ pub(crate) fn jobs_file_of(
     }
     fs::write(path, lines)?;
     Ok(labels)
+}
+
+/// Waits until at least so many more results were written, or all: the jobs flow.
+pub(crate) async fn more_results(submit: &mut Process, results: &Path, more: usize) -> Result<()> {
+    let written = || fs::read(results).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count());
+    let before = written();
+    until(Duration::from_secs(180), "results come in", async || {
+        ensure!(submit.exited()?.is_some() || written() >= before + more, "{} results", written());
+        Ok(())
+    })
+    .await
 }
 
 /// The results in a file, a line each.

@@ -1,7 +1,9 @@
 //! All three lanes behind one queue, as processes of their own: who gets which job, and what becomes of jobs when a lane
 //! fails.
 
-use crate::deployment::{Production, each_once, jobs_file_of, mixture, placement_log, results_of};
+use crate::deployment::{
+    Production, each_once, jobs_file_of, mixture, more_results, placement_log, results_of,
+};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -64,14 +66,6 @@ async fn available(deployment: &Production, context: &Context, lane: &str, wante
     .await
 }
 
-async fn submit(deployment: &Production, context: &Context, jobs: &Path, results: &Path) -> Result<Process> {
-    let command = deployment.command(context, "submit").await?;
-    command
-        .args([Path::new("submit"), jobs, Path::new("--output"), results])
-        .args(["--wait", "--quiet"])
-        .start()
-}
-
 /// Two dispatchers, a worker of each lane: every placement is what the documented rule makes of what was known, and
 /// the results were placed so.
 async fn placements(context: &Context, version: RabbitVersion) -> Result<()> {
@@ -86,7 +80,7 @@ async fn placements(context: &Context, version: RabbitVersion) -> Result<()> {
         [deployment.dispatcher(context, "d1").await?, deployment.dispatcher(context, "d2").await?];
     let (jobs, results) = (context.folder().join("jobs.jsonl"), context.folder().join("results.jsonl"));
     let labels = jobs_file_of(&jobs, 10_000, mixture)?;
-    submit(&deployment, context, &jobs, &results).await?.finish(LONG).await?.expect(0)?;
+    deployment.submit(context, &jobs, &results).await?.finish(LONG).await?.expect(0)?;
     let results = results_of(&results)?;
     each_once(&results, &labels)?;
 
@@ -166,18 +160,6 @@ fn text(value: &Value) -> Result<String> {
     Ok(value.as_str().with_context(|| format!("no text: {value}"))?.to_owned())
 }
 
-/// Waits until at least so many more results were written: the jobs flow.
-async fn more(submit: &mut Process, results: &Path, more: usize) -> Result<()> {
-    let written = || fs::read(results).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count());
-    let before = written();
-    until(SOON * 3, "results come in", async || {
-        ensure!(submit.exited()?.is_none(), "all were done too soon: {} results", written());
-        ensure!(written() >= before + more, "{} results", written());
-        Ok(())
-    })
-    .await
-}
-
 /// Under load the engine is stopped and started, every container killed, and the function host killed with -9.
 async fn deaths(context: &Context) -> Result<()> {
     let engine = Docker::start(&context.folder().join("d")).await?;
@@ -194,17 +176,17 @@ async fn deaths(context: &Context) -> Result<()> {
         7 => ("digits-conv", 1),
         _ => ("digits", 1),
     })?;
-    let mut submit = submit(&deployment, context, &jobs, &results).await?;
+    let mut submit = deployment.submit(context, &jobs, &results).await?;
 
-    more(&mut submit, &results, 300).await?;
+    more_results(&mut submit, &results, 300).await?;
     told(&deployment, context, &format!(" at {}", engine.host())).await?;
     engine.stop().await?;
     told(&deployment, context, "cannot be reached").await?;
     available(&deployment, context, "docker", false).await?;
-    more(&mut submit, &results, 300).await?;
+    more_results(&mut submit, &results, 300).await?;
     engine.resume().await?;
     available(&deployment, context, "docker", true).await?;
-    more(&mut submit, &results, 300).await?;
+    more_results(&mut submit, &results, 300).await?;
 
     until(SOON, "every container is killed", async || {
         let containers = engine.cli(&["ps", "--quiet"]).await?;
@@ -215,18 +197,19 @@ async fn deaths(context: &Context) -> Result<()> {
         Ok(())
     })
     .await?;
-    more(&mut submit, &results, 300).await?;
+    more_results(&mut submit, &results, 300).await?;
 
     functions.kill9().await?;
     available(&deployment, context, "serverless", false).await?;
     told(&deployment, context, "start one with `straightline worker --lane serverless`").await?;
-    more(&mut submit, &results, 300).await?;
+    more_results(&mut submit, &results, 300).await?;
     let _functions = deployment.worker_of(context, "serverless", "functions-2").await?;
     available(&deployment, context, "serverless", true).await?;
 
     submit.finish(LONG).await?.expect(0)?;
     let results = results_of(&results)?;
     each_once(&results, &labels)?;
+    // The last came after everything else: there was work left until the end.
     for worker in ["local", "docker", "functions-1", "functions-2"] {
         ensure!(results.iter().any(|result| result["worker"] == worker), "{worker} ran nothing");
     }
@@ -252,7 +235,7 @@ async fn all_end_in(
         job.to_string() + "\n"
     });
     fs::write(&jobs, lines.collect::<String>())?;
-    submit(deployment, context, &jobs, &results).await?.finish(LONG).await?.expect(0)?;
+    deployment.submit(context, &jobs, &results).await?.finish(LONG).await?.expect(0)?;
     let results = results_of(&results)?;
     ensure!(results.len() == count, "{} results of {count} jobs", results.len());
     for result in &results {
@@ -361,7 +344,7 @@ async fn flask(context: &Context) -> Result<()> {
 
     let (jobs, results) = (context.folder().join("jobs.jsonl"), context.folder().join("results.jsonl"));
     let labels = jobs_file_of(&jobs, 1_000, |_| ("digits", 3))?;
-    submit(&deployment, context, &jobs, &results).await?.finish(LONG).await?.expect(0)?;
+    deployment.submit(context, &jobs, &results).await?.finish(LONG).await?.expect(0)?;
     let results = results_of(&results)?;
     each_once(&results, &labels)?;
     ensure!(results.iter().all(|result| result["worker"] == "flask"), "others ran some");

@@ -1,16 +1,14 @@
 //! Jobs from client to result, through real processes, and through their deaths.
 
-use crate::deployment::{Production, Up, each_once, jobs_file, results_of};
+use crate::deployment::{Production, Up, each_once, jobs_file, more_results, results_of};
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
-use tests::process::{Process, Program, python, workspace};
+use tests::process::{Program, python, workspace};
 use tests::scenario::{Need, Scenario};
 use tests::services::{Docker, RabbitVersion};
 use tests::stage::Context;
-use tests::until::until;
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -86,11 +84,7 @@ async fn production(context: &Context, version: RabbitVersion) -> Result<()> {
         [deployment.dispatcher(context, "d1").await?, deployment.dispatcher(context, "d2").await?];
     let (jobs, results) = (context.folder().join("jobs.jsonl"), context.folder().join("results.jsonl"));
     let labels = jobs_file(&jobs, 10_000)?;
-    let submit = deployment.command(context, "submit").await?;
-    let submit = submit
-        .args([Path::new("submit"), &jobs, Path::new("--output"), &results])
-        .args(["--wait", "--quiet"]);
-    submit.run(LONG).await?.expect(0)?;
+    deployment.submit(context, &jobs, &results).await?.finish(LONG).await?.expect(0)?;
     let results = results_of(&results)?;
     each_once(&results, &labels)?;
     for worker in ["w1", "w2"] {
@@ -181,11 +175,7 @@ async fn deaths(context: &Context, version: RabbitVersion) -> Result<()> {
         vec![deployment.dispatcher(context, "d1").await?, deployment.dispatcher(context, "d2").await?];
     let (jobs, results) = (context.folder().join("jobs.jsonl"), context.folder().join("results.jsonl"));
     let labels = jobs_file(&jobs, 10_000)?;
-    let submit = deployment.command(context, "submit").await?;
-    let submit = submit
-        .args([Path::new("submit"), &jobs, Path::new("--output"), &results])
-        .args(["--wait", "--quiet"]);
-    let mut submit = submit.start()?;
+    let mut submit = deployment.submit(context, &jobs, &results).await?;
 
     more_results(&mut submit, &results, 200).await?;
     workers[0].kill9().await?;
@@ -199,15 +189,4 @@ async fn deaths(context: &Context, version: RabbitVersion) -> Result<()> {
     }
     submit.finish(LONG).await?.expect(0)?;
     each_once(&results_of(&results)?, &labels)
-}
-
-/// Waits until at least so many more results were written: the jobs flow.
-async fn more_results(submit: &mut Process, results: &Path, more: usize) -> Result<()> {
-    let written = || fs::read(results).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count());
-    let before = written();
-    until(Duration::from_secs(180), "results come in", async || {
-        ensure!(submit.exited()?.is_some() || written() >= before + more, "{} results", written());
-        Ok(())
-    })
-    .await
 }

@@ -36,9 +36,7 @@ async fn redis_away(context: &Context, version: RabbitVersion) -> Result<()> {
         ["jobs.jsonl", "pipe.jsonl", "results.jsonl"].map(|name| context.folder().join(name));
     let labels = jobs_file(&file, 160)?;
     ensure!(Command::new("mkfifo").arg(&pipe).status()?.success(), "no pipe");
-    let submit = deployment.command(context, "submit").await?;
-    let submit = submit.args([Path::new("submit"), &pipe, Path::new("--output"), &results]);
-    let submit = submit.args(["--wait", "--quiet"]).start()?;
+    let submit = deployment.submit(context, &pipe, &results).await?;
     let writer = pipe.clone();
     let mut pipe = tokio::task::spawn_blocking(move || File::options().write(true).open(writer)).await??;
     for (at, line) in fs::read_to_string(&file)?.lines().enumerate() {
@@ -67,8 +65,7 @@ async fn redis_away(context: &Context, version: RabbitVersion) -> Result<()> {
 /// Waits as a slow supervisor does: until a dispatcher has found the local lane without workers and consumes its queue.
 async fn taken_back(context: &Context, deployment: &Production) -> Result<()> {
     until(Duration::from_secs(60), "the lane is taken back", async || {
-        let status = deployment.command(context, "status").await?.args(["status", "--json"]);
-        let status = status.run(Duration::from_secs(30)).await?.expect(0)?.json()?;
+        let status = deployment.status(context).await?;
         let queue =
             status["queues"].as_array().into_iter().flatten().find(|queue| queue["name"] == "lane.local");
         let consumed = queue.is_some_and(|queue| queue["consumers"] == 1);
@@ -89,9 +86,7 @@ async fn a_job_that_kills(context: &Context, version: RabbitVersion) -> Result<(
         "attempts_max": 3, "inputs": [] });
     let file = context.folder().join("killer.jsonl");
     fs::write(&file, format!("{killer}\n"))?;
-    let submit = deployment.command(context, "submit").await?;
-    let submit = submit.args([Path::new("submit"), &jobs, Path::new("--output"), &results]);
-    let mut submit = submit.args(["--wait", "--quiet"]).start()?;
+    let mut submit = deployment.submit(context, &jobs, &results).await?;
     let doomed = deployment.command(context, "doomed").await?;
     let doomed = doomed.args([Path::new("submit"), &file, Path::new("--wait"), Path::new("--quiet")]);
     let mut doomed = doomed.start()?;

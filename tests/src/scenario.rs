@@ -15,7 +15,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::time::timeout;
 
 use crate::process;
-use crate::services::{Docker, RabbitVersion, Redis};
+use crate::services::{self, Docker, RabbitVersion, Redis};
 use crate::stage::{Context, Stage};
 use crate::until::cut_off_waiting;
 
@@ -35,6 +35,8 @@ pub enum Need {
     Redis,
     /// A Docker engine that can be started privately.
     Docker,
+    /// Docker Compose, as `docker-compose`.
+    Compose,
     /// Python with pika and msgpack.
     Python,
 }
@@ -47,6 +49,7 @@ impl Need {
             Self::Rabbit310 => Ok(format!("RabbitMQ {}", RabbitVersion::V3_10.installed()?)),
             Self::Rabbit40 => Ok(format!("RabbitMQ {}", RabbitVersion::V4_0.installed()?)),
             Self::Docker => Ok(format!("Docker {}", Docker::installed()?)),
+            Self::Compose => services::compose_installed(),
             Self::Redis => Ok(format!("Redis {}", Redis::installed()?)),
             Self::Python => process::python_installed(),
         }

@@ -5,10 +5,12 @@
 use crate::gpu::{self, Gpus, NoGpu};
 use schemas::heartbeat::{Gpu, Resources};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 use sysinfo::{
     DiskRefreshKind, Disks, Networks, Pid, ProcessRefreshKind, ProcessesToUpdate, System, get_current_pid,
 };
+use tokio::sync::watch;
 
 /// Least time between two samples of the processors: the kernel's own counters are no finer.
 const CPU_INTERVAL_MIN: Duration = sysinfo::MINIMUM_CPU_UPDATE_INTERVAL;
@@ -53,9 +55,21 @@ impl Probe {
         }
     }
 
-    /// A probe like this one that has seen nothing yet.
-    pub fn fresh(&self) -> Self {
-        Self::new(self.data_dir.clone())
+    /// Samples over and over, on a thread of its own that ends when nobody looks any more: a disk or a driver may be waited
+    /// for without end, which must stop neither a heartbeat nor the process's end.
+    pub fn watch(mut self, period: Duration) -> watch::Receiver<Resources> {
+        let (samples, latest) = watch::channel(Resources::default());
+        #[expect(clippy::disallowed_methods, reason = "it blocks its own thread, which does nothing else")]
+        let sample = move || {
+            while !samples.is_closed() {
+                samples.send_replace(self.sample());
+                thread::sleep(period);
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("probe".to_owned()).spawn(sample) {
+            tracing::error!(%error, "no thread for the probe; resources are unknown");
+        }
+        latest
     }
 
     /// Looks.

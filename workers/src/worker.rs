@@ -233,7 +233,7 @@ impl Worker {
                 started: UnixMillis::from(SystemTime::now()),
                 build: config.build.clone(),
             },
-            probe: Some(Probe::new(config.data_dir.clone())),
+            resources: Probe::new(config.data_dir.clone()).watch(config.beat),
             beat: config.beat,
             keep: config.beat_keep,
         };

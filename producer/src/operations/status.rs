@@ -124,10 +124,9 @@ pub async fn status(broker: Result<&dyn Broker, &str>, state: &dyn State) -> Sta
     let failed: [Option<&StateError>; 4] =
         [workers.as_ref().err(), dispatchers.as_ref().err(), facts.as_ref().err(), dead.as_ref().err()];
     let problem = failed.into_iter().flatten().next().map(ToString::to_string);
-    let workers_unknown = workers.is_err();
+    let unknown = workers.is_err().then(|| "not known while shared state is away".to_owned());
     let (workers, dispatchers) = (workers.unwrap_or_default(), dispatchers.unwrap_or_default());
     let facts = facts.ok().map(|facts| facts.lanes);
-    let unknown = workers_unknown.then(|| "not known while shared state is away".to_owned());
     let queues: Vec<_> = depths
         .map(|depths| {
             queues.iter().zip(depths).map(|(queue, depth)| queue_status(queue, depth, &workers)).collect()

@@ -35,6 +35,14 @@ pub fn cache() -> PathBuf {
     })
 }
 
+/// Which Docker Compose is installed; an error that says what to do if none is.
+pub fn compose_installed() -> Result<String> {
+    let output = Command::new("docker-compose").args(["version", "--short"]).output();
+    let output =
+        output.context("Docker Compose is not installed (docker-compose); tests/run as root installs it")?;
+    Ok(format!("Docker Compose {}", String::from_utf8_lossy(&output.stdout).trim()))
+}
+
 /// Sends what a command prints to the end of a log.
 pub(crate) fn log_to(command: &mut Command, log: &Path) -> Result<()> {
     let file = File::options().create(true).append(true).open(log);

@@ -47,17 +47,22 @@ fn place() -> Option<String> {
     Some(format!("{}/{}", boot.trim(), namespace.to_str()?))
 }
 
-/// When a process started, in the kernel's own count; none if there is no such process.
+/// When a process started, in the kernel's own count; none if there is no such process, or only what is left of one that
+/// nobody has reaped yet.
 fn started(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in brackets, may hold anything; the start time is the twentieth word behind it.
+    // The name, in brackets, may hold anything; behind it are its state and, as the twentieth word, its start time.
     let (_, after) = stat.rsplit_once(')')?;
-    after.split_whitespace().nth(19).map(str::to_owned)
+    let mut words = after.split_whitespace();
+    let state = words.next()?;
+    if matches!(state, "Z" | "X") { None } else { words.nth(18).map(str::to_owned) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    use nix::unistd::Pid;
 
     fn labels(worker: &str, owner: &Owner) -> BTreeMap<String, String> {
         [(LABEL_WORKER, worker), (LABEL_OWNER, &owner.instance), (LABEL_PROCESS, &owner.process)]
@@ -71,9 +76,14 @@ mod tests {
         assert!(!is_orphan(&labels("w", &us), "w", &us), "our own");
         assert!(!is_orphan(&labels("v", &other), "w", &us), "another lane of a living process");
         assert!(is_orphan(&labels("w", &other), "w", &us), "nobody else alive has our name");
-        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let process = format!("{}/{}/{}", place().unwrap(), child.id(), started(child.id()).unwrap());
         let dead = Owner { instance: "1".to_owned(), process };
+        assert!(!is_orphan(&labels("v", &dead), "w", &us), "it lives");
+        child.kill().unwrap();
+        let pid = Id::Pid(Pid::from_raw(child.id().cast_signed()));
+        waitid(pid, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        assert!(is_orphan(&labels("v", &dead), "w", &us), "nobody has reaped it, and it is dead");
         child.wait().unwrap();
         assert!(is_orphan(&labels("v", &dead), "w", &us));
         let reused =

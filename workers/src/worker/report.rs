@@ -1,7 +1,6 @@
 //! The heartbeat: what the worker says of itself, on change (coalesced) and at a steady beat.
 
 use crate::lane::Executor;
-use crate::probe::Probe;
 use schemas::heartbeat::{Backend, LastFailure, Resources, WorkerReport};
 use schemas::wire::WIRE_VERSION;
 use schemas::{Failure, Lane, ModelName, UnixMillis};
@@ -48,7 +47,7 @@ pub(crate) struct Reporter {
     pub(crate) about: About,
     pub(crate) failures: Arc<Failures>,
     pub(crate) executor: Arc<dyn Executor>,
-    pub(crate) probe: Option<Probe>,
+    pub(crate) resources: watch::Receiver<Resources>,
     /// Time between reports when nothing changes, and how long a report counts.
     pub(crate) beat: Duration,
     pub(crate) keep: Duration,
@@ -66,7 +65,7 @@ pub(crate) struct About {
 }
 
 impl Reporter {
-    fn report(&self, load: Load, resources: Resources, backend: Option<Backend>) -> WorkerReport {
+    fn report(&self, load: Load, backend: Option<Backend>) -> WorkerReport {
         let About { worker, lane, queue, models, started, build } = self.about.clone();
         WorkerReport {
             version: WIRE_VERSION,
@@ -82,7 +81,7 @@ impl Reporter {
             abandoned: load.abandoned,
             last_failure: self.failures.last(),
             backend,
-            resources,
+            resources: self.resources.borrow().clone(),
             started,
             build,
         }
@@ -91,9 +90,8 @@ impl Reporter {
     pub(crate) async fn run(mut self) {
         let mut beat = tokio::time::interval(self.beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut resources = probing(self.probe.take(), self.beat);
         // The first report knows what a first look finds, if that takes no longer than a beat.
-        let _ = timeout(self.beat, resources.changed()).await;
+        let _ = timeout(self.beat, self.resources.changed()).await;
         let (mut backend, mut slots) = (None, None);
         let mut reachable = true;
         loop {
@@ -112,7 +110,7 @@ impl Reporter {
             if !changed || slots.replace(load.slots) != Some(load.slots) {
                 backend = self.executor.backend();
             }
-            let report = self.report(load, resources.borrow().clone(), backend.clone());
+            let report = self.report(load, backend.clone());
             let answer = timeout(self.beat, self.state.report_worker(&report, self.keep)).await;
             let error = match answer {
                 Ok(Ok(())) => None,
@@ -140,22 +138,4 @@ impl Reporter {
             tracing::debug!("failed to say that this worker has left; its last report will run out");
         }
     }
-}
-
-/// Samples at every beat, on a thread of its own that ends when nobody looks any more: probing reads files, asks drivers and
-/// may wait for either without end, which must neither stop the heartbeat nor the process's end.
-fn probing(probe: Option<Probe>, beat: Duration) -> watch::Receiver<Resources> {
-    let (samples, latest) = watch::channel(Resources::default());
-    let Some(mut probe) = probe else { return latest };
-    #[expect(clippy::disallowed_methods, reason = "it blocks its own thread, which does nothing else")]
-    let sample = move || {
-        while !samples.is_closed() {
-            samples.send_replace(probe.sample());
-            std::thread::sleep(beat);
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("probe".to_owned()).spawn(sample) {
-        tracing::error!(%error, "no thread for the probe; resources are unknown");
-    }
-    latest
 }
