@@ -41,6 +41,7 @@ use bytes::Bytes;
 use connection::{Board, Link, Role};
 use depths::Depths;
 use endpoint::Endpoint;
+use futures_util::future::BoxFuture;
 use handshake::Setup;
 use publisher::Publisher;
 use schemas::ClientName;
@@ -155,34 +156,36 @@ pub struct Amqp {
 
 impl Amqp {
     /// Connects and declares every queue; what is wrong with the configuration is found out here.
-    pub async fn open(config: Config) -> Result<Arc<Self>, BrokerError> {
-        let endpoint = Endpoint::parse(&config.url, config.ca_file.as_deref())?;
-        let login = endpoint.login();
-        let setup = Arc::new(Setup {
-            endpoint,
-            limits: config.limits,
-            name: config.name,
-            connect_timeout: config.connect_timeout,
-            heartbeat: config.heartbeat,
-            reconnect_delay_max: config.reconnect_delay_max,
-        });
-        let (phase, phases) = watch::channel(Phase::Open);
-        let phases = Phases(phases);
-        let (board, health) = Board::new();
-        let (channels, connections) = (Tasks::default(), Tasks::default());
-        let open = |role| Link::open(setup.clone(), role, board.clone(), phases.clone(), &connections);
-        let publishing = open(Role::Publishing).await?;
-        let consuming = open(Role::Consuming).await?;
-        Ok(Arc::new(Self {
-            publisher: Publisher::new(publishing, config.message_bytes_max, phases, channels.clone()),
-            depths: Depths::new(consuming.clone()),
-            consuming,
-            health,
-            login,
-            phase,
-            channels,
-            connections,
-        }))
+    pub fn open(config: Config) -> BoxFuture<'static, Result<Arc<Self>, BrokerError>> {
+        Box::pin(async move {
+            let endpoint = Endpoint::parse(&config.url, config.ca_file.as_deref())?;
+            let login = endpoint.login();
+            let setup = Arc::new(Setup {
+                endpoint,
+                limits: config.limits,
+                name: config.name,
+                connect_timeout: config.connect_timeout,
+                heartbeat: config.heartbeat,
+                reconnect_delay_max: config.reconnect_delay_max,
+            });
+            let (phase, phases) = watch::channel(Phase::Open);
+            let phases = Phases(phases);
+            let (board, health) = Board::new();
+            let (channels, connections) = (Tasks::default(), Tasks::default());
+            let open = |role| Link::open(setup.clone(), role, board.clone(), phases.clone(), &connections);
+            let publishing = open(Role::Publishing).await?;
+            let consuming = open(Role::Consuming).await?;
+            Ok(Arc::new(Self {
+                publisher: Publisher::new(publishing, config.message_bytes_max, phases, channels.clone()),
+                depths: Depths::new(consuming.clone()),
+                consuming,
+                health,
+                login,
+                phase,
+                channels,
+                connections,
+            }))
+        })
     }
 
     fn phases(&self) -> Phases {

@@ -45,6 +45,7 @@ use crate::receipt::{PublishError, Receipt};
 use crate::{Broker, BrokerError, Depth, Health, Limits};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use in_flight::InFlight;
 use record::{Content, Head};
 use schemas::ClientName;
@@ -86,8 +87,8 @@ pub struct Embedded {
 
 impl Embedded {
     /// Opens the store in `config.dir`, or makes one.
-    pub async fn open(config: Config) -> Result<Arc<Self>, BrokerError> {
-        Self::open_with(config, Store::opener(), PAUSE).await
+    pub fn open(config: Config) -> BoxFuture<'static, Result<Arc<Self>, BrokerError>> {
+        Box::pin(async move { Self::open_with(config, Store::opener(), PAUSE).await })
     }
 
     async fn open_with(config: Config, opener: Opener, pause: Duration) -> Result<Arc<Self>, BrokerError> {

@@ -10,6 +10,7 @@
 use crate::keys::Keys;
 use crate::pending::Pending;
 use broker::{Broker, BrokerError, Health, Queue};
+use futures_util::future::BoxFuture;
 use metrics::gauge;
 use schemas::limits::{INLINE_BYTES_DEFAULT, INLINE_BYTES_MAX, RECORD_RETENTION_DEFAULT};
 use schemas::names::InvalidName;
@@ -167,43 +168,45 @@ pub(crate) struct Shared {
 
 impl Client {
     /// Opens a client: declares its reply queue and starts to consume it.
-    pub async fn open(
+    pub fn open(
         config: Config,
         broker: Arc<dyn Broker>,
         state: Arc<dyn State>,
         blobs: Option<Arc<Blobs>>,
-    ) -> Result<Self, OpenError> {
-        config.check()?;
-        let login = broker.login();
-        if let Some(login) = login.as_ref().filter(|login| **login != config.client) {
-            return Err(OpenError::Login { client: config.client, login: login.clone() });
-        }
-        let instance = config.instance.clone().unwrap_or_else(|| JobId::new().to_string());
-        let reply_to = ReplyQueue::of(&config.client, &instance)?;
-        // A dot would move the border between client and instance: the queue would be another client's.
-        if !reply_to.belongs_to(&config.client) {
-            let rule = "use 1 to 64 letters, digits, '_' and '-'";
-            return Err(InvalidName { field: "client.instance", value: instance, rule }.into());
-        }
-        let consumer = broker.consume(&Queue::Reply(reply_to.clone()), config.prefetch()).await?;
-        let shared = Arc::new(Shared {
-            places: Arc::new(Semaphore::new(config.pending_max)),
-            in_flight: Semaphore::new(config.in_flight_max),
-            config,
-            reply_to,
-            login,
-            broker,
-            state,
-            blobs,
-            pending: Mutex::default(),
-            keys: Mutex::default(),
-            rescheduled: Notify::new(),
-            idle: Notify::new(),
-        });
-        let (alive, ended) = watch::channel(());
-        tokio::spawn(replies::receive(shared.clone(), consumer, ended.clone()));
-        tokio::spawn(replies::look_for_late(shared.clone(), ended));
-        Ok(Self { shared, _alive: Arc::new(alive) })
+    ) -> BoxFuture<'static, Result<Self, OpenError>> {
+        Box::pin(async move {
+            config.check()?;
+            let login = broker.login();
+            if let Some(login) = login.as_ref().filter(|login| **login != config.client) {
+                return Err(OpenError::Login { client: config.client, login: login.clone() });
+            }
+            let instance = config.instance.clone().unwrap_or_else(|| JobId::new().to_string());
+            let reply_to = ReplyQueue::of(&config.client, &instance)?;
+            // A dot would move the border between client and instance: the queue would be another client's.
+            if !reply_to.belongs_to(&config.client) {
+                let rule = "use 1 to 64 letters, digits, '_' and '-'";
+                return Err(InvalidName { field: "client.instance", value: instance, rule }.into());
+            }
+            let consumer = broker.consume(&Queue::Reply(reply_to.clone()), config.prefetch()).await?;
+            let shared = Arc::new(Shared {
+                places: Arc::new(Semaphore::new(config.pending_max)),
+                in_flight: Semaphore::new(config.in_flight_max),
+                config,
+                reply_to,
+                login,
+                broker,
+                state,
+                blobs,
+                pending: Mutex::default(),
+                keys: Mutex::default(),
+                rescheduled: Notify::new(),
+                idle: Notify::new(),
+            });
+            let (alive, ended) = watch::channel(());
+            tokio::spawn(replies::receive(shared.clone(), consumer, ended.clone()));
+            tokio::spawn(replies::look_for_late(shared.clone(), ended));
+            Ok(Self { shared, _alive: Arc::new(alive) })
+        })
     }
 
     /// Who it submits as.
@@ -233,25 +236,27 @@ impl Client {
 
     /// Takes no more jobs, waits until those under way are confirmed and, for at most `drain`, until those waited for
     /// have ended; whoever still waits then is told so. Their results stay in their records.
-    pub async fn close(&self, drain: Duration) {
-        self.shared.places.close();
-        let all = u32::try_from(self.shared.config.in_flight_max).expect("checked when it was opened");
-        // Waits in line behind every publish under way; whoever comes later finds the door closed.
-        let under_way = self.shared.in_flight.acquire_many(all);
-        let under_way = timeout(self.shared.config.patience, under_way).await;
-        self.shared.in_flight.close();
-        drop(under_way);
-        let ended = async {
-            loop {
-                let idle = self.shared.idle.notified();
-                if self.pending() == 0 {
-                    return;
+    pub fn close(&self, drain: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.shared.places.close();
+            let all = u32::try_from(self.shared.config.in_flight_max).expect("checked when it was opened");
+            // Waits in line behind every publish under way; whoever comes later finds the door closed.
+            let under_way = self.shared.in_flight.acquire_many(all);
+            let under_way = timeout(self.shared.config.patience, under_way).await;
+            self.shared.in_flight.close();
+            drop(under_way);
+            let ended = async {
+                loop {
+                    let idle = self.shared.idle.notified();
+                    if self.pending() == 0 {
+                        return;
+                    }
+                    idle.await;
                 }
-                idle.await;
-            }
-        };
-        let _ = timeout(drain, ended).await;
-        self.shared.with_pending(Pending::close);
+            };
+            let _ = timeout(drain, ended).await;
+            self.shared.with_pending(Pending::close);
+        })
     }
 }
 

@@ -14,6 +14,7 @@ mod tests;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use futures_util::future::BoxFuture;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Location;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
@@ -106,17 +107,19 @@ pub struct Blobs {
 
 impl Blobs {
     /// Opens the store, or makes it; fails if nothing can be written to it.
-    pub async fn open(config: Config) -> Result<Self, BlobError> {
-        let bytes_max = config.bytes_max.min(PAYLOAD_BYTES_MAX as u64);
-        let Config { dir, shared, several_hosts, .. } = config;
-        let at = dir.clone();
-        let opened = off_runtime(move || {
-            std::fs::create_dir_all(&at).and_then(|()| probe(&at)).map_err(|error| error.to_string())?;
-            LocalFileSystem::new_with_prefix(&at).map_err(|error| error.to_string())
-        });
-        let unusable = |reason| BlobError::Unusable { dir: dir.display().to_string(), reason };
-        let store = opened.await.map_err(unusable)?.with_fsync(true);
-        Ok(Self { store: Arc::new(store), dir, shared, several_hosts, bytes_max })
+    pub fn open(config: Config) -> BoxFuture<'static, Result<Self, BlobError>> {
+        Box::pin(async move {
+            let bytes_max = config.bytes_max.min(PAYLOAD_BYTES_MAX as u64);
+            let Config { dir, shared, several_hosts, .. } = config;
+            let at = dir.clone();
+            let opened = off_runtime(move || {
+                std::fs::create_dir_all(&at).and_then(|()| probe(&at)).map_err(|error| error.to_string())?;
+                LocalFileSystem::new_with_prefix(&at).map_err(|error| error.to_string())
+            });
+            let unusable = |reason| BlobError::Unusable { dir: dir.display().to_string(), reason };
+            let store = opened.await.map_err(unusable)?.with_fsync(true);
+            Ok(Self { store: Arc::new(store), dir, shared, several_hosts, bytes_max })
+        })
     }
 
     /// Whether every host that uses this store sees the same folder.
@@ -125,81 +128,86 @@ impl Blobs {
     }
 
     /// Stores `payload` and returns its claim check once it is on disk.
-    pub async fn put(&self, payload: &Payload) -> Result<BlobRef, BlobError> {
-        if matches!(payload, Payload::Blob(_)) {
-            return Err(BlobError::Invalid("it is a claim check already".to_owned()));
-        }
-        if self.several_hosts && !self.shared {
-            let reason = "other hosts cannot read it: give all of them one folder and set storage.blobs_shared = true, \
+    pub fn put<'a>(&'a self, payload: &'a Payload) -> BoxFuture<'a, Result<BlobRef, BlobError>> {
+        Box::pin(async move {
+            if matches!(payload, Payload::Blob(_)) {
+                return Err(BlobError::Invalid("it is a claim check already".to_owned()));
+            }
+            if self.several_hosts && !self.shared {
+                let reason = "other hosts cannot read it: give all of them one folder and set storage.blobs_shared = true, \
                           or keep inputs and outputs below limits.inline";
-            return Err(BlobError::Unusable {
-                dir: self.dir.display().to_string(),
-                reason: reason.to_owned(),
-            });
-        }
-        self.check_size(payload.data_bytes())?;
-        payload.check().map_err(|error| BlobError::Invalid(error.to_string()))?;
-        // Shares the data, which is the large part.
-        let payload = payload.clone();
-        let stored = off_runtime(move || wire::encode(&payload)).await;
-        let size = stored.len() as u64;
-        self.check_size(size)?;
-        let id = fresh_id();
-        self.store.put(&location(&id)?, stored.into()).await.map_err(|error| self.fault(&id, error))?;
-        Ok(BlobRef { id, size })
+                return Err(BlobError::Unusable {
+                    dir: self.dir.display().to_string(),
+                    reason: reason.to_owned(),
+                });
+            }
+            self.check_size(payload.data_bytes())?;
+            payload.check().map_err(|error| BlobError::Invalid(error.to_string()))?;
+            // Shares the data, which is the large part.
+            let payload = payload.clone();
+            let stored = off_runtime(move || wire::encode(&payload)).await;
+            let size = stored.len() as u64;
+            self.check_size(size)?;
+            let id = fresh_id();
+            self.store.put(&location(&id)?, stored.into()).await.map_err(|error| self.fault(&id, error))?;
+            Ok(BlobRef { id, size })
+        })
     }
 
     /// The payload behind a claim check.
-    pub async fn get(&self, blob: &BlobRef) -> Result<Payload, BlobError> {
-        let location = location(&blob.id)?;
-        let corrupt = |reason| BlobError::Corrupt { id: blob.id.clone(), reason };
-        let found = self.store.get(&location).await.map_err(|error| self.fault(&blob.id, error))?;
-        // The store's own word on the size comes before its bytes: nobody makes us read more than the limit.
-        let size = found.meta.size;
-        if size != blob.size {
-            return Err(corrupt(format!("it has {size} bytes, its reference says {}", blob.size)));
-        }
-        self.check_size(size)?;
-        let stored: Bytes = found.bytes().await.map_err(|error| self.fault(&blob.id, error))?;
-        let read = off_runtime(move || -> Result<Payload, String> {
-            let payload: Payload = wire::decode(&stored).map_err(|error| error.to_string())?;
-            payload.check().map_err(|error| error.to_string())?;
-            Ok(payload)
-        });
-        match read.await.map_err(corrupt)? {
-            Payload::Blob(_) => Err(corrupt("it holds a reference to another blob".to_owned())),
-            payload => Ok(payload),
-        }
+    pub fn get<'a>(&'a self, blob: &'a BlobRef) -> BoxFuture<'a, Result<Payload, BlobError>> {
+        Box::pin(async move {
+            let location = location(&blob.id)?;
+            let corrupt = |reason| BlobError::Corrupt { id: blob.id.clone(), reason };
+            let found = self.store.get(&location).await.map_err(|error| self.fault(&blob.id, error))?;
+            // The store's own word on the size comes before its bytes: nobody makes us read more than the limit.
+            let size = found.meta.size;
+            if size != blob.size {
+                return Err(corrupt(format!("it has {size} bytes, its reference says {}", blob.size)));
+            }
+            self.check_size(size)?;
+            let stored: Bytes = found.bytes().await.map_err(|error| self.fault(&blob.id, error))?;
+            let read = off_runtime(move || -> Result<Payload, String> {
+                let payload: Payload = wire::decode(&stored).map_err(|error| error.to_string())?;
+                payload.check().map_err(|error| error.to_string())?;
+                Ok(payload)
+            });
+            match read.await.map_err(corrupt)? {
+                Payload::Blob(_) => Err(corrupt("it holds a reference to another blob".to_owned())),
+                payload => Ok(payload),
+            }
+        })
     }
 
     /// Removes what was stored longer than `older_than` before `now`, and what a crash left half written; says how
     /// many blobs that were.
-    pub async fn sweep(&self, older_than: Duration, now: UnixMillis) -> Result<u64, BlobError> {
-        let is_old = move |stored: UnixMillis| stored.plus(older_than) < now;
-        let unusable = |error: object_store::Error| self.fault("", error);
-        let removed = self.store.list(None).try_filter(|meta| {
-            let old = is_ours(meta) && is_old(stored_at(meta));
-            std::future::ready(old)
-        });
-        let removed = removed
-            .map_ok(|meta| async move {
-                match self.store.delete(&meta.location).await {
-                    Ok(()) => Ok(1),
-                    // Another process sweeps too.
-                    Err(object_store::Error::NotFound { .. }) => Ok(0),
-                    Err(error) => Err(error),
-                }
-            })
-            .try_buffer_unordered(REMOVALS_MAX)
-            .try_fold(0, |sum, one| std::future::ready(Ok(sum + one)))
-            .await
-            .map_err(unusable)?;
-        let dir = self.dir.clone();
-        off_runtime(move || remove_leftovers(&dir, is_old)).await.map_err(|error| BlobError::Unusable {
-            dir: self.dir.display().to_string(),
-            reason: error.to_string(),
-        })?;
-        Ok(removed)
+    pub fn sweep(&self, older_than: Duration, now: UnixMillis) -> BoxFuture<'_, Result<u64, BlobError>> {
+        Box::pin(async move {
+            let is_old = move |stored: UnixMillis| stored.plus(older_than) < now;
+            let unusable = |error: object_store::Error| self.fault("", error);
+            let removed = self.store.list(None).try_filter(|meta| {
+                let old = is_ours(meta) && is_old(stored_at(meta));
+                std::future::ready(old)
+            });
+            let removed = removed
+                .map_ok(|meta| async move {
+                    match self.store.delete(&meta.location).await {
+                        Ok(()) => Ok(1),
+                        // Another process sweeps too.
+                        Err(object_store::Error::NotFound { .. }) => Ok(0),
+                        Err(error) => Err(error),
+                    }
+                })
+                .try_buffer_unordered(REMOVALS_MAX)
+                .try_fold(0, |sum, one| std::future::ready(Ok(sum + one)))
+                .await
+                .map_err(unusable)?;
+            let dir = self.dir.clone();
+            off_runtime(move || remove_leftovers(&dir, is_old)).await.map_err(|error| {
+                BlobError::Unusable { dir: self.dir.display().to_string(), reason: error.to_string() }
+            })?;
+            Ok(removed)
+        })
     }
 
     fn check_size(&self, bytes: u64) -> Result<(), BlobError> {

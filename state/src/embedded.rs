@@ -19,6 +19,7 @@ use crate::window::{Frequencies, Span};
 use crate::{Finish, Limits, Record, Start, State, StateError, decode};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use schemas::dead::DeadEntry;
 use schemas::heartbeat::{DispatcherReport, WorkerReport};
 use schemas::{JobId, UnixMillis, wire};
@@ -74,19 +75,21 @@ struct Live {
 impl Embedded {
     /// Opens the state in `config.dir`, or makes it. After a crash this may read the whole file, if it is not a large
     /// one; a file that another process has is waited for up to three seconds.
-    pub async fn open(config: Config) -> Result<Arc<Self>, StateError> {
-        let live = Live {
-            registry: Registry::new(config.limits.model_memory),
-            frequencies: Frequencies::default(),
-            leases: HashMap::new(),
-        };
-        Ok(Arc::new(Self {
-            dir: config.dir.display().to_string(),
-            started: Instant::now(),
-            live: Mutex::new(live),
-            writer: Writer::open(config).await?,
-            closed: AtomicBool::new(false),
-        }))
+    pub fn open(config: Config) -> BoxFuture<'static, Result<Arc<Self>, StateError>> {
+        Box::pin(async move {
+            let live = Live {
+                registry: Registry::new(config.limits.model_memory),
+                frequencies: Frequencies::default(),
+                leases: HashMap::new(),
+            };
+            Ok(Arc::new(Self {
+                dir: config.dir.display().to_string(),
+                started: Instant::now(),
+                live: Mutex::new(live),
+                writer: Writer::open(config).await?,
+                closed: AtomicBool::new(false),
+            }))
+        })
     }
 
     /// Time since opening: what lives only in memory needs no other clock, and this one never jumps.

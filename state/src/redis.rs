@@ -45,6 +45,7 @@ use crate::{Finish, Limits, Record, Start, State, StateError, decode};
 use async_trait::async_trait;
 use bytes::Bytes;
 use deadpool_redis::redis::{self, Cmd, FromRedisValue, Pipeline, Value, from_redis_value};
+use futures_util::future::BoxFuture;
 use keys::{Keys, millis, shape};
 use link::Link;
 use schemas::dead::DeadEntry;
@@ -73,11 +74,13 @@ impl Redis {
     }
 
     /// Connects, and checks that the server is one that serves.
-    pub async fn open(config: Config) -> Result<Arc<Self>, StateError> {
-        let redis = Self::unasked(config)?;
-        redis.check_version().await?;
-        redis.link.call::<()>("open", &redis.link.scripts().load()).await?;
-        Ok(redis)
+    pub fn open(config: Config) -> BoxFuture<'static, Result<Arc<Self>, StateError>> {
+        Box::pin(async move {
+            let redis = Self::unasked(config)?;
+            redis.check_version().await?;
+            redis.link.call::<()>("open", &redis.link.scripts().load()).await?;
+            Ok(redis)
+        })
     }
 
     async fn check_version(&self) -> Result<(), StateError> {

@@ -7,9 +7,15 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use broker::{Broker, Health};
 use metrics_exporter_prometheus::PrometheusHandle;
+use serving::Limits;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+
+/// Its callers are a scraper or two, and whoever watches over processes. It ends with its process.
+const LIMITS: Limits =
+    Limits { connections_max: 64, head_timeout: Some(Duration::from_secs(30)), grace: Duration::ZERO };
 
 /// A bound port, not yet served.
 pub struct Observer(TcpListener);
@@ -44,9 +50,7 @@ impl Observer {
         }
         tokio::spawn(async move {
             let _upkeep = telemetry::upkeep(metrics);
-            if let Err(error) = axum::serve(self.0, router).await {
-                tracing::error!(error = %error, "the metrics port ended badly");
-            }
+            serving::serve(self.0, router, LIMITS, Box::pin(std::future::pending())).await;
         })
     }
 }

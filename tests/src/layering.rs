@@ -12,13 +12,17 @@ use serde_json::Value;
 /// Who may name whom within the workspace.
 const DIRECTIONS: &[(&str, &[&str])] = &[
     ("schemas", &[]),
+    ("serving", &[]),
     ("broker", &["schemas"]),
     ("state", &["schemas"]),
-    ("producer", &["broker", "state", "schemas"]),
+    ("producer", &["broker", "state", "serving", "schemas"]),
     ("dispatcher", &["broker", "state", "schemas"]),
-    ("workers", &["broker", "state", "schemas"]),
+    ("workers", &["broker", "state", "serving", "schemas"]),
     ("simulator", &["dispatcher", "broker", "state", "schemas"]),
-    ("straightline", &["producer", "dispatcher", "workers", "simulator", "broker", "state", "schemas"]),
+    (
+        "straightline",
+        &["producer", "dispatcher", "workers", "simulator", "broker", "state", "serving", "schemas"],
+    ),
     ("tests", &["producer", "dispatcher", "workers", "simulator", "broker", "state", "schemas"]),
 ];
 

@@ -19,28 +19,23 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use errors::Error;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use futures_util::future::BoxFuture;
 use schemas::{ModelContract, ModelName};
 use serde_json::{Value, json};
+use serving::Limits;
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
 
-/// Most connections; beyond them callers wait in the listener's backlog.
-const CONNECTIONS_MAX: usize = 1_024;
-/// How long the head of a request may take to arrive.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long connections may take to end once the last run is over.
-const GOODBYE: Duration = Duration::from_secs(5);
+/// Connections, and how long they may take to end once the last run is over.
+const LIMITS: Limits = Limits {
+    connections_max: 1_024,
+    head_timeout: Some(Duration::from_secs(30)),
+    grace: Duration::from_secs(5),
+};
 
 /// Settings of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,30 +80,35 @@ struct App {
 
 /// Serves the `models` of `executor` on `listener` until `drain` resolves; then refuses new runs, ends those under
 /// way and the executor with them.
-pub async fn serve(
+pub fn serve(
     config: Config,
     listener: TcpListener,
     executor: Arc<dyn Executor>,
     models: Vec<ModelContract>,
-    drain: impl Future<Output = ()>,
-) {
-    let places = config.slots.max(1).saturating_add(config.queue);
-    let app = Arc::new(App {
-        places: Arc::new(Semaphore::new(places as usize)),
-        slots: Semaphore::new(config.slots.max(1) as usize),
-        draining: AtomicBool::new(false),
-        models: models.into_iter().map(|model| (model.name.clone(), model)).collect(),
-        executor: Arc::clone(&executor),
-        config,
-    });
-    let idle = async {
-        drain.await;
-        app.draining.store(true, Ordering::Relaxed);
-        // Every place free: nothing runs, nothing waits.
-        drop(app.places.acquire_many(places).await);
-    };
-    accept_until(listener, router(Arc::clone(&app)), idle).await;
-    executor.stop().await;
+    drain: BoxFuture<'static, ()>,
+) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let places = config.slots.max(1).saturating_add(config.queue);
+        let app = Arc::new(App {
+            places: Arc::new(Semaphore::new(places as usize)),
+            slots: Semaphore::new(config.slots.max(1) as usize),
+            draining: AtomicBool::new(false),
+            models: models.into_iter().map(|model| (model.name.clone(), model)).collect(),
+            executor: Arc::clone(&executor),
+            config,
+        });
+        let router = router(Arc::clone(&app));
+        let idle = async move {
+            drain.await;
+            app.draining.store(true, Ordering::Relaxed);
+            // Every place free: nothing runs, nothing waits.
+            drop(app.places.acquire_many(places).await);
+        };
+        if !serving::serve(listener, router, LIMITS, Box::pin(idle)).await {
+            tracing::warn!("some connections are still open; they end with the process");
+        }
+        executor.stop().await;
+    })
 }
 
 fn router(app: Arc<App>) -> Router {
@@ -201,57 +201,6 @@ impl App {
             let message = format!("model {name:?} is not here: there are {}", known.join(", "));
             Error::new(StatusCode::NOT_FOUND, message)
         })
-    }
-}
-
-/// Serves connections until `end` resolves, then takes no more and lets those there are end.
-async fn accept_until(listener: TcpListener, router: Router, end: impl Future<Output = ()>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let connections = GracefulShutdown::new();
-    let mut end = pin!(end);
-    loop {
-        let accepted = async {
-            let place = places.clone().acquire_owned().await.expect("this semaphore is never closed");
-            (accept(&listener).await, place)
-        };
-        let (stream, place) = tokio::select! {
-            () = &mut end => break,
-            accepted = accepted => accepted,
-        };
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-        let connection = connections.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
-            }
-            drop(place);
-        });
-    }
-    drop(listener);
-    if timeout(GOODBYE, connections.shutdown()).await.is_err() {
-        tracing::warn!("some connections are still open; they end with the process");
-    }
-}
-
-async fn accept(listener: &TcpListener) -> TcpStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Without it an answer written in two parts waits for the caller's delayed acknowledgement.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot switch off Nagle's algorithm");
-                }
-                return stream;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                // Out of file descriptors, most likely: trying again at once would only spin.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
     }
 }
 

@@ -34,6 +34,7 @@ mod tests;
 use crate::lane::Executor;
 use crate::probe::Probe;
 use broker::{Broker, BrokerError, Queue};
+use futures_util::future::BoxFuture;
 use intake::Intake;
 use recorder::Recorder;
 use report::{About, Failures, Load, Reporter};
@@ -196,66 +197,68 @@ pub struct Worker {
 
 impl Worker {
     /// Starts taking jobs of `executor`'s lane. The worker ends the executor when it ends itself.
-    pub async fn start(
+    pub fn start(
         config: Config,
         broker: Arc<dyn Broker>,
         state: Arc<dyn State>,
         blobs: Option<Arc<Blobs>>,
         executor: Arc<dyn Executor>,
-    ) -> Result<Self, StartError> {
-        measure::describe();
-        let capacity = executor.capacity();
-        let slots = capacity.borrow().slots;
-        config.check(slots)?;
-        let lane = executor.lane();
-        let queue = Queue::Lane(lane);
-        let broadcasts = broker.listen().await?;
-        let (prefetch, wanted) = watch::channel(slots);
-        let (arrived, arrivals) = mpsc::channel(config.prefetch_max.max(1) as usize);
-        let registered = Arc::new(AtomicBool::new(false));
-        let intake =
-            Intake::start(Arc::clone(&broker), queue.clone(), wanted, arrived, Arc::clone(&registered));
-        intake.await?;
+    ) -> BoxFuture<'static, Result<Self, StartError>> {
+        Box::pin(async move {
+            measure::describe();
+            let capacity = executor.capacity();
+            let slots = capacity.borrow().slots;
+            config.check(slots)?;
+            let lane = executor.lane();
+            let queue = Queue::Lane(lane);
+            let broadcasts = broker.listen().await?;
+            let (prefetch, wanted) = watch::channel(slots);
+            let (arrived, arrivals) = mpsc::channel(config.prefetch_max.max(1) as usize);
+            let registered = Arc::new(AtomicBool::new(false));
+            let intake =
+                Intake::start(Arc::clone(&broker), queue.clone(), wanted, arrived, Arc::clone(&registered));
+            intake.await?;
 
-        let models = executor.models();
-        let (load, reported) = watch::channel(Load { slots, ..Load::default() });
-        let failures = Arc::<Failures>::default();
-        let reporter = Reporter {
-            state: Arc::clone(&state),
-            load: reported,
-            failures: Arc::clone(&failures),
-            executor: Arc::clone(&executor),
-            about: About {
-                worker: config.name.clone(),
+            let models = executor.models();
+            let (load, reported) = watch::channel(Load { slots, ..Load::default() });
+            let failures = Arc::<Failures>::default();
+            let reporter = Reporter {
+                state: Arc::clone(&state),
+                load: reported,
+                failures: Arc::clone(&failures),
+                executor: Arc::clone(&executor),
+                about: About {
+                    worker: config.name.clone(),
+                    lane,
+                    queue: queue.to_string(),
+                    models: models.clone(),
+                    started: UnixMillis::from(SystemTime::now()),
+                    build: config.build.clone(),
+                },
+                resources: Probe::new(config.data_dir.clone()).watch(config.beat),
+                beat: config.beat,
+                keep: config.beat_keep,
+            };
+            let recorder = Recorder::start(Arc::clone(&state), config.record_keep, config.state_timeout);
+            let (phase, phases) = watch::channel(Phase::Working);
+            let (end, ended) = watch::channel(None);
+            tracing::info!(worker = %config.name, %lane, slots, models = models.len(), "taking jobs");
+            let services = Arc::new(Services {
+                config,
                 lane,
                 queue: queue.to_string(),
-                models: models.clone(),
-                started: UnixMillis::from(SystemTime::now()),
-                build: config.build.clone(),
-            },
-            resources: Probe::new(config.data_dir.clone()).watch(config.beat),
-            beat: config.beat,
-            keep: config.beat_keep,
-        };
-        let recorder = Recorder::start(Arc::clone(&state), config.record_keep, config.state_timeout);
-        let (phase, phases) = watch::channel(Phase::Working);
-        let (end, ended) = watch::channel(None);
-        tracing::info!(worker = %config.name, %lane, slots, models = models.len(), "taking jobs");
-        let services = Arc::new(Services {
-            config,
-            lane,
-            queue: queue.to_string(),
-            broker,
-            state,
-            blobs,
-            executor,
-            models: models.into_iter().collect(),
-            recorder,
-            failures,
-        });
-        let wires = Wires { arrivals, broadcasts, capacity, phase: phases, prefetch, load };
-        tokio::spawn(live(services, wires, reporter, end));
-        Ok(Self { phase, ended, registered })
+                broker,
+                state,
+                blobs,
+                executor,
+                models: models.into_iter().collect(),
+                recorder,
+                failures,
+            });
+            let wires = Wires { arrivals, broadcasts, capacity, phase: phases, prefetch, load };
+            tokio::spawn(live(services, wires, reporter, end));
+            Ok(Self { phase, ended, registered })
+        })
     }
 
     /// Takes no more jobs and finishes those in hand; [`Worker::join`] says when that is done.

@@ -4,6 +4,7 @@ use super::replies::FETCH_MAX;
 use super::{Client, Shared};
 use crate::now;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use metrics::counter;
 use schemas::control::Control;
 use schemas::wire::{self, DecodeError, WIRE_VERSION};
@@ -53,51 +54,60 @@ pub enum ResolveError {
 
 impl Client {
     /// The results of these jobs, in their order; `None` where a job has not ended, is forgotten, or never was.
-    pub async fn fetch(&self, ids: &[JobId]) -> Result<Vec<Option<JobResult>>, ResolveError> {
-        let mut results = Vec::with_capacity(ids.len());
-        for ids in ids.chunks(FETCH_MAX) {
-            let records = self.shared.state.fetch(ids).await?;
-            for (id, record) in ids.iter().zip(records) {
-                results.push(record.map(|record| decode(*id, &record)).transpose()?);
+    pub fn fetch<'a>(
+        &'a self,
+        ids: &'a [JobId],
+    ) -> BoxFuture<'a, Result<Vec<Option<JobResult>>, ResolveError>> {
+        Box::pin(async move {
+            let mut results = Vec::with_capacity(ids.len());
+            for ids in ids.chunks(FETCH_MAX) {
+                let records = self.shared.state.fetch(ids).await?;
+                for (id, record) in ids.iter().zip(records) {
+                    results.push(record.map(|record| decode(*id, &record)).transpose()?);
+                }
             }
-        }
-        Ok(results)
+            Ok(results)
+        })
     }
 
     /// `result` with its output in it, got from the blob store if it rests there.
-    pub async fn resolve(&self, mut result: JobResult) -> Result<JobResult, ResolveError> {
-        let id = result.id;
-        if let Some(Payload::Blob(blob)) = &result.output {
-            let blobs = self.shared.blobs.as_ref().ok_or(ResolveError::NoStore { id })?;
-            let output = blobs.get(blob).await.map_err(|reason| ResolveError::Blob { id, reason })?;
-            result.output = Some(output);
-        }
-        Ok(result)
+    pub fn resolve(&self, mut result: JobResult) -> BoxFuture<'_, Result<JobResult, ResolveError>> {
+        Box::pin(async move {
+            let id = result.id;
+            if let Some(Payload::Blob(blob)) = &result.output {
+                let blobs = self.shared.blobs.as_ref().ok_or(ResolveError::NoStore { id })?;
+                let output = blobs.get(blob).await.map_err(|reason| ResolveError::Blob { id, reason })?;
+                result.output = Some(output);
+            }
+            Ok(result)
+        })
     }
 
     /// Takes a job back, whoever submitted it: its record says cancelled unless it has ended already. An id that was
     /// never submitted is cancelled as well, should it still come.
-    pub async fn cancel(&self, id: JobId) -> Result<Cancelled, ResolveError> {
-        let result = self.shared.cancelled(id);
-        let record = Record { id, result: result.encode(), keep: self.shared.config.record_keep };
-        match self.shared.state.finish(&[record]).await?.pop().expect("state answers for every record") {
-            Finish::Lost(record) => {
-                let result = decode(id, &record)?;
-                self.shared.with_pending(|pending| pending.resolve(result.clone()));
-                Ok(Cancelled::Before(result))
-            }
-            Finish::Won => {
-                counter!("straightline_cancels_total").increment(1);
-                // The record decides; the broadcast only stops a run sooner.
-                if let Err(error) =
-                    self.shared.broker.broadcast(wire::encode(&Control::Cancelled { id })).await
-                {
-                    warn!(%error, job.id = %id, "cancelled a job without telling those who may be running it");
+    pub fn cancel(&self, id: JobId) -> BoxFuture<'_, Result<Cancelled, ResolveError>> {
+        Box::pin(async move {
+            let result = self.shared.cancelled(id);
+            let record = Record { id, result: result.encode(), keep: self.shared.config.record_keep };
+            match self.shared.state.finish(&[record]).await?.pop().expect("state answers for every record") {
+                Finish::Lost(record) => {
+                    let result = decode(id, &record)?;
+                    self.shared.with_pending(|pending| pending.resolve(result.clone()));
+                    Ok(Cancelled::Before(result))
                 }
-                self.shared.with_pending(|pending| pending.resolve(result.clone()));
-                Ok(Cancelled::Now(result))
+                Finish::Won => {
+                    counter!("straightline_cancels_total").increment(1);
+                    // The record decides; the broadcast only stops a run sooner.
+                    if let Err(error) =
+                        self.shared.broker.broadcast(wire::encode(&Control::Cancelled { id })).await
+                    {
+                        warn!(%error, job.id = %id, "cancelled a job without telling those who may be running it");
+                    }
+                    self.shared.with_pending(|pending| pending.resolve(result.clone()));
+                    Ok(Cancelled::Now(result))
+                }
             }
-        }
+        })
     }
 }
 

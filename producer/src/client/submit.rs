@@ -6,6 +6,7 @@ use crate::pending::{Pace, Submitted, Wait};
 use crate::submission::{Identity, InvalidSubmission, Submission};
 use broker::{Message, Properties, PublishError, Route};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use metrics::counter;
 use schemas::wire::CONTENT_TYPE;
 use schemas::{Class, JobBody, JobId, Payload};
@@ -106,18 +107,22 @@ const OFF_RUNTIME_BYTES: u64 = 64 * 1024;
 
 impl Client {
     /// Submits a job whose result is awaited through the ticket. `Ok` means the broker has it.
-    pub async fn submit(&self, submission: Submission) -> Result<Ticket, SubmitError> {
-        counted(&submission, self.shared.submit(&submission, self.shared.place(true).await).await)
+    pub fn submit(&self, submission: Submission) -> BoxFuture<'_, Result<Ticket, SubmitError>> {
+        Box::pin(async move {
+            counted(&submission, self.shared.submit(&submission, self.shared.place(true).await).await)
+        })
     }
 
     /// Submits a job whose result is fetched later, if at all: nothing is sent back. `Ok` means the broker has it.
-    pub async fn enqueue(&self, submission: Submission) -> Result<JobId, SubmitError> {
-        let enqueued = async {
-            let prepared = self.shared.prepare(&submission, false).await?;
-            self.shared.publish(&prepared).await?;
-            Ok(prepared.id)
-        };
-        counted(&submission, enqueued.await)
+    pub fn enqueue(&self, submission: Submission) -> BoxFuture<'_, Result<JobId, SubmitError>> {
+        Box::pin(async move {
+            let enqueued = async {
+                let prepared = self.shared.prepare(&submission, false).await?;
+                self.shared.publish(&prepared).await?;
+                Ok(prepared.id)
+            };
+            counted(&submission, enqueued.await)
+        })
     }
 
     /// Like [`Client::submit`], but waits for a place as long as it takes.

@@ -2,6 +2,7 @@
 
 use super::{Client, Shared};
 use crate::pending::{Answer, Pace, Wait};
+use futures_util::future::BoxFuture;
 use schemas::{JobId, JobResult};
 use std::future::Future;
 use std::pin::Pin;
@@ -87,14 +88,16 @@ impl Drop for Ticket {
 
 impl Client {
     /// Waits up to `patience` for the result of any job, submitted here or elsewhere.
-    pub async fn wait(&self, id: JobId, patience: Duration) -> Result<JobResult, WaitError> {
-        let waited = async {
-            let place =
-                self.shared.places.clone().acquire_owned().await.map_err(|_| WaitError::Closed { id })?;
-            let wait = Wait { id, pace: POLL, give_up: None, submitted: None, place: Some(place) };
-            self.shared.await_job(wait).await
-        };
-        timeout(patience, waited).await.unwrap_or(Err(WaitError::Timeout { id, waited: patience }))
+    pub fn wait(&self, id: JobId, patience: Duration) -> BoxFuture<'_, Result<JobResult, WaitError>> {
+        Box::pin(async move {
+            let waited = async {
+                let place =
+                    self.shared.places.clone().acquire_owned().await.map_err(|_| WaitError::Closed { id })?;
+                let wait = Wait { id, pace: POLL, give_up: None, submitted: None, place: Some(place) };
+                self.shared.await_job(wait).await
+            };
+            timeout(patience, waited).await.unwrap_or(Err(WaitError::Timeout { id, waited: patience }))
+        })
     }
 }
 

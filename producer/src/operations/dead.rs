@@ -4,6 +4,7 @@
 use super::scan::{Scan, Which};
 use crate::now;
 use broker::{Broker, BrokerError, Message, PublishError, Queue, Route};
+use futures_util::future::BoxFuture;
 use schemas::dead::DeadEntry;
 use schemas::limits::DEADLINE_MAX;
 use schemas::{JobHeader, JobId, JobResult, LaneSet, UnixMillis};
@@ -86,74 +87,93 @@ pub struct Dropped {
 }
 
 /// A page of the index, newest first: at most [`DEAD_PAGE_MAX`] entries from `offset`.
-pub async fn dead_list(state: &dyn State, offset: u64, limit: u64) -> Result<DeadPage, StateError> {
-    let (entries, total) = state.dead(offset, limit.clamp(1, DEAD_PAGE_MAX)).await?;
-    Ok(DeadPage { entries, total, offset })
+pub fn dead_list<'a>(
+    state: &'a dyn State,
+    offset: u64,
+    limit: u64,
+) -> BoxFuture<'a, Result<DeadPage, StateError>> {
+    Box::pin(async move {
+        let (entries, total) = state.dead(offset, limit.clamp(1, DEAD_PAGE_MAX)).await?;
+        Ok(DeadPage { entries, total, offset })
+    })
 }
 
 /// What is known of one dead job; `None` if it is not in the index.
-pub async fn dead_show(state: &dyn State, id: JobId) -> Result<Option<DeadDetails>, StateError> {
-    let ids = [id];
-    let (entries, records) = tokio::join!(state.dead_entries(&ids), state.fetch(&ids));
-    let Some(entry) = entries?.pop().flatten() else { return Ok(None) };
-    // The entry is what was asked for: a record that is away or unreadable takes nothing from it.
-    let record = records.ok().and_then(|mut records| records.pop().flatten());
-    let result = record.and_then(|record| JobResult::decode(&record).ok());
-    Ok(Some(DeadDetails { entry, result }))
+pub fn dead_show<'a>(
+    state: &'a dyn State,
+    id: JobId,
+) -> BoxFuture<'a, Result<Option<DeadDetails>, StateError>> {
+    Box::pin(async move {
+        let ids = [id];
+        let (entries, records) = tokio::join!(state.dead_entries(&ids), state.fetch(&ids));
+        let Some(entry) = entries?.pop().flatten() else { return Ok(None) };
+        // The entry is what was asked for: a record that is away or unreadable takes nothing from it.
+        let record = records.ok().and_then(|mut records| records.pop().flatten());
+        let result = record.and_then(|record| JobResult::decode(&record).ok());
+        Ok(Some(DeadDetails { entry, result }))
+    })
 }
 
 /// Submits dead jobs again, each as a new job with a fresh id and deadline that names its origin. Nothing is sent back
 /// for it, since nobody waits: its result is fetched by the new id.
-pub async fn dead_requeue(
-    broker: &dyn Broker,
-    state: &dyn State,
-    which: &Which,
-) -> Result<Requeued, DeadError> {
-    let mut scan = Scan::begin(broker, which).await?;
-    let mut requeued = Requeued::default();
-    let mut unbury = Unbury::new(state);
-    while let Some(dead) = scan.next().await? {
-        let Some(header) = &dead.header else {
-            requeued.unreadable += 1;
-            scan.keep(dead).await?;
-            continue;
-        };
-        let (origin, header) = (header.id, fresh(header, JobId::new(), now()));
-        let message = again(&dead.delivery.message, &header);
-        if let Err(error) = broker.publish(Route::To(Queue::Jobs(header.class)), message).await.await {
-            scan.keep(dead).await?;
-            unbury.flush().await?;
-            return Err(error.into());
+pub fn dead_requeue<'a>(
+    broker: &'a dyn Broker,
+    state: &'a dyn State,
+    which: &'a Which,
+) -> BoxFuture<'a, Result<Requeued, DeadError>> {
+    Box::pin(async move {
+        let mut scan = Scan::begin(broker, which).await?;
+        let mut requeued = Requeued::default();
+        let mut unbury = Unbury::new(state);
+        while let Some(dead) = scan.next().await? {
+            let Some(header) = &dead.header else {
+                requeued.unreadable += 1;
+                scan.keep(dead).await?;
+                continue;
+            };
+            let (origin, header) = (header.id, fresh(header, JobId::new(), now()));
+            let message = again(&dead.delivery.message, &header);
+            if let Err(error) = broker.publish(Route::To(Queue::Jobs(header.class)), message).await.await {
+                scan.keep(dead).await?;
+                unbury.flush().await?;
+                return Err(error.into());
+            }
+            scan.settle(dead);
+            requeued.jobs.push(Requeue { origin, id: header.id });
+            unbury.add(origin).await?;
         }
-        scan.settle(dead);
-        requeued.jobs.push(Requeue { origin, id: header.id });
-        unbury.add(origin).await?;
-    }
-    unbury.flush().await?;
-    requeued.not_found = scan.end();
-    Ok(requeued)
+        unbury.flush().await?;
+        requeued.not_found = scan.end();
+        Ok(requeued)
+    })
 }
 
 /// Forgets dead jobs for good, their entries included. Their records stay until they expire.
-pub async fn dead_drop(broker: &dyn Broker, state: &dyn State, which: &Which) -> Result<Dropped, DeadError> {
-    let mut scan = Scan::begin(broker, which).await?;
-    let mut dropped = Dropped::default();
-    let mut unbury = Unbury::new(state);
-    while let Some(dead) = scan.next().await? {
-        let id = dead.id;
-        scan.settle(dead);
-        dropped.jobs += 1;
-        if let Some(id) = id {
-            unbury.add(id).await?;
+pub fn dead_drop<'a>(
+    broker: &'a dyn Broker,
+    state: &'a dyn State,
+    which: &'a Which,
+) -> BoxFuture<'a, Result<Dropped, DeadError>> {
+    Box::pin(async move {
+        let mut scan = Scan::begin(broker, which).await?;
+        let mut dropped = Dropped::default();
+        let mut unbury = Unbury::new(state);
+        while let Some(dead) = scan.next().await? {
+            let id = dead.id;
+            scan.settle(dead);
+            dropped.jobs += 1;
+            if let Some(id) = id {
+                unbury.add(id).await?;
+            }
         }
-    }
-    dropped.not_found = scan.end();
-    // An entry without its job is of no use to anyone, and the one who drops it means the entry.
-    for id in &dropped.not_found {
-        unbury.add(*id).await?;
-    }
-    unbury.flush().await?;
-    Ok(dropped)
+        dropped.not_found = scan.end();
+        // An entry without its job is of no use to anyone, and the one who drops it means the entry.
+        for id in &dropped.not_found {
+            unbury.add(*id).await?;
+        }
+        unbury.flush().await?;
+        Ok(dropped)
+    })
 }
 
 /// The header of the new job made of a dead one: nothing of its way so far but where it came from.

@@ -3,6 +3,7 @@
 
 use crate::now;
 use broker::{Broker, Depth, Health, Queue};
+use futures_util::future::BoxFuture;
 use schemas::heartbeat::{DispatcherReport, LastFailure, WorkerReport};
 use schemas::{Lane, UnixMillis};
 use serde::{Deserialize, Serialize};
@@ -105,53 +106,56 @@ const LATELY: Duration = Duration::from_secs(60);
 
 /// Gathers how it stands, `broker` being why it could not be opened if it is away. Never fails: what cannot be had is
 /// said to be missing.
-pub async fn status(broker: Result<&dyn Broker, &str>, state: &dyn State) -> Status {
-    let queues: Vec<_> = Queue::fixed().collect();
-    // A batch without jobs that claims nothing reads the lanes' room without changing it.
-    let nothing = Batch { window: NO_WINDOW, ..Batch::default() };
-    let (depths, workers, dispatchers, facts, dead) = tokio::join!(
-        depths(broker, &queues),
-        state.workers(),
-        state.dispatchers(),
-        state.observe(&nothing),
-        // One entry, for the total beside it.
-        state.dead(0, 1),
-    );
-    let broker = match broker {
-        Ok(broker) => service(&broker.health().borrow(), depths.as_ref().err().cloned()),
-        Err(away) => Service { healthy: false, problem: Some(away.to_owned()) },
-    };
-    let failed: [Option<&StateError>; 4] =
-        [workers.as_ref().err(), dispatchers.as_ref().err(), facts.as_ref().err(), dead.as_ref().err()];
-    let problem = failed.into_iter().flatten().next().map(ToString::to_string);
-    let unknown = workers.is_err().then(|| "not known while shared state is away".to_owned());
-    let (workers, dispatchers) = (workers.unwrap_or_default(), dispatchers.unwrap_or_default());
-    let facts = facts.ok().map(|facts| facts.lanes);
-    let queues: Vec<_> = depths
-        .map(|depths| {
-            queues.iter().zip(depths).map(|(queue, depth)| queue_status(queue, depth, &workers)).collect()
-        })
-        .unwrap_or_default();
-    let at = now();
-    let nobody = problem.is_none() && dispatchers.iter().all(|dispatcher| dispatcher.draining);
-    let nobody = nobody
-        .then(|| "no dispatcher is alive, so jobs wait: start one with `straightline dispatcher`".to_owned());
-    Status {
-        at,
-        broker,
-        state: Service { healthy: problem.is_none(), problem },
-        dispatching: Service { healthy: nobody.is_none(), problem: nobody },
-        intake: intake(&queues, &dispatchers),
-        lanes: Lane::ALL
-            .into_iter()
-            .map(|lane| lane_status(lane, &workers, facts.map(|lanes| lanes[lane.index()]), at))
-            .map(|lane| LaneStatus { note: unknown.clone().or(lane.note), ..lane })
-            .collect(),
-        queues,
-        workers,
-        dispatchers,
-        dead: dead.ok().map(|(_, total)| total),
-    }
+pub fn status<'a>(broker: Result<&'a dyn Broker, &'a str>, state: &'a dyn State) -> BoxFuture<'a, Status> {
+    Box::pin(async move {
+        let queues: Vec<_> = Queue::fixed().collect();
+        // A batch without jobs that claims nothing reads the lanes' room without changing it.
+        let nothing = Batch { window: NO_WINDOW, ..Batch::default() };
+        let (depths, workers, dispatchers, facts, dead) = tokio::join!(
+            depths(broker, &queues),
+            state.workers(),
+            state.dispatchers(),
+            state.observe(&nothing),
+            // One entry, for the total beside it.
+            state.dead(0, 1),
+        );
+        let broker = match broker {
+            Ok(broker) => service(&broker.health().borrow(), depths.as_ref().err().cloned()),
+            Err(away) => Service { healthy: false, problem: Some(away.to_owned()) },
+        };
+        let failed: [Option<&StateError>; 4] =
+            [workers.as_ref().err(), dispatchers.as_ref().err(), facts.as_ref().err(), dead.as_ref().err()];
+        let problem = failed.into_iter().flatten().next().map(ToString::to_string);
+        let unknown = workers.is_err().then(|| "not known while shared state is away".to_owned());
+        let (workers, dispatchers) = (workers.unwrap_or_default(), dispatchers.unwrap_or_default());
+        let facts = facts.ok().map(|facts| facts.lanes);
+        let queues: Vec<_> = depths
+            .map(|depths| {
+                queues.iter().zip(depths).map(|(queue, depth)| queue_status(queue, depth, &workers)).collect()
+            })
+            .unwrap_or_default();
+        let at = now();
+        let nobody = problem.is_none() && dispatchers.iter().all(|dispatcher| dispatcher.draining);
+        let nobody = nobody.then(|| {
+            "no dispatcher is alive, so jobs wait: start one with `straightline dispatcher`".to_owned()
+        });
+        Status {
+            at,
+            broker,
+            state: Service { healthy: problem.is_none(), problem },
+            dispatching: Service { healthy: nobody.is_none(), problem: nobody },
+            intake: intake(&queues, &dispatchers),
+            lanes: Lane::ALL
+                .into_iter()
+                .map(|lane| lane_status(lane, &workers, facts.map(|lanes| lanes[lane.index()]), at))
+                .map(|lane| LaneStatus { note: unknown.clone().or(lane.note), ..lane })
+                .collect(),
+            queues,
+            workers,
+            dispatchers,
+            dead: dead.ok().map(|(_, total)| total),
+        }
+    })
 }
 
 async fn depths(broker: Result<&dyn Broker, &str>, queues: &[Queue]) -> Result<Vec<Option<Depth>>, String> {

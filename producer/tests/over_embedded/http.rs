@@ -65,9 +65,14 @@ impl Site {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(serve(listener, router(face), crate::rig::PATIENCE, async {
-            let _ = stopped.await;
-        }));
+        let server = tokio::spawn(serve(
+            listener,
+            router(face),
+            crate::rig::PATIENCE,
+            Box::pin(async {
+                let _ = stopped.await;
+            }),
+        ));
         let http = HttpClient::builder(TokioExecutor::new()).build_http();
         Self { address, http, _stop: stop, _server: server }
     }
@@ -409,9 +414,14 @@ async fn a_request_that_does_not_end_does_not_keep_the_face_from_ending() {
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let router = router(face(&station, Limits::default()).await);
-    let server = tokio::spawn(serve(listener, router, Duration::from_millis(20), async {
-        let _ = stopped.await;
-    }));
+    let server = tokio::spawn(serve(
+        listener,
+        router,
+        Duration::from_millis(20),
+        Box::pin(async {
+            let _ = stopped.await;
+        }),
+    ));
     let mut caller = TcpStream::connect(address).await.unwrap();
     caller.write_all(b"POST /v1/jobs HTTP/1.1\r\nhost: it\r\ntransfer-encoding: chunked\r\n").await.unwrap();
     caller.write_all(b"content-type: application/x-ndjson\r\n\r\n").await.unwrap();

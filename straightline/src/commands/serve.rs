@@ -38,7 +38,7 @@ pub async fn run(settings: Settings, options: &cli::Serve) -> Result<()> {
     let address = listener.local_addr()?;
     tracing::info!(%address, models = contracts.len(), slots = local.slots, "ready: http://{address}");
     let mut until_drain = stop.clone();
-    let drain = async { stopping::until(&mut until_drain, Stop::Drain).await };
+    let drain = Box::pin(async move { stopping::until(&mut until_drain, Stop::Drain).await });
     tokio::select! {
         () = serve::serve(config, listener, Arc::new(lane), contracts, drain) => {}
         () = stopping::until(&mut stop, Stop::Now) => {}

@@ -63,7 +63,7 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
     };
     let mut until_drain = stop.clone();
     let mut server = tokio::spawn(async move {
-        let drain = async { stopping::until(&mut until_drain, Stop::Drain).await };
+        let drain = Box::pin(async move { stopping::until(&mut until_drain, Stop::Drain).await });
         http::serve(listener, http::router(face), HTTP_DRAIN_MAX, drain).await;
     });
     tracing::info!(address = %address, data = %station.settings.storage.dir.display(), "ready: http://{address}");

@@ -3,6 +3,7 @@
 use super::{Settings, names};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 /// A configuration that cannot work. Ends the process with code 64.
@@ -66,22 +67,21 @@ pub fn load(
     for (origin, section, key, value) in variables.into_iter().chain(flags) {
         set(&mut table, &origin, &section, &key, &value)?;
     }
-    parse(table).map_err(ConfigError::Value)
+    parse(table).map_err(|misfit| ConfigError::Value(misfit.to_string()))
 }
 
 fn read(path: &Path) -> Result<Table, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
     let invalid = |problem| ConfigError::Invalid { path: path.to_owned(), problem };
-    // The file alone first: only then do errors carry line numbers.
-    let syntax = |error: toml::de::Error| invalid(at_line(&error, &text, error.message()));
-    serde_path_to_error::deserialize::<_, Settings>(toml::Deserializer::parse(&text).map_err(syntax)?)
-        .map_err(|error| {
-            let place = error.path().to_string();
-            let error = error.into_inner();
-            invalid(at_line(&error, &text, &format!("{place}: {}", explained(error.message()))))
-        })?;
-    toml::from_str(&text).map_err(syntax)
+    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        invalid(at_line(error.span().map(|span| span.start), &text, error.message().to_owned()))
+    })?;
+    // The file alone first: what is wrong with it has a line there.
+    match parse(table.clone()) {
+        Ok(_) => Ok(table),
+        Err(misfit) => Err(invalid(at_line(misfit.position(&text), &text, misfit.to_string()))),
+    }
 }
 
 /// Sets one key and checks it at once, so that the error can name where the value came from.
@@ -90,15 +90,14 @@ fn set(table: &mut Table, origin: &str, section: &str, key: &str, value: &str) -
     let entry = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
     let Value::Table(entry) = entry else { return Err(wrong(format!("[{section}] is not a section"))) };
     // A value that reads as TOML is one (numbers, booleans, tables); anything else is text.
-    let parsed =
-        toml::from_str::<Table>(&format!("v = {value}")).ok().and_then(|mut table| table.remove("v"));
+    let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
     let text = Value::String(value.to_owned());
     entry.insert(key.to_owned(), parsed.unwrap_or_else(|| text.clone()));
     if parse(only(section, entry, key)).is_ok() {
         return Ok(());
     }
     entry.insert(key.to_owned(), text);
-    parse(only(section, entry, key)).map(drop).map_err(wrong)
+    parse(only(section, entry, key)).map(drop).map_err(|misfit| wrong(misfit.problem))
 }
 
 /// A table with nothing but this key.
@@ -112,14 +111,62 @@ fn only(section: &str, entry: &Table, key: &str) -> Table {
     table
 }
 
-fn parse(table: Table) -> Result<Settings, String> {
-    table.try_into().map_err(|error: toml::de::Error| explained(error.message()))
+/// What is not as the settings' types want it.
+struct Misfit {
+    /// The keys that lead to it, joined by dots.
+    place: String,
+    problem: String,
+}
+
+/// Settings are read from a [`Table`] only, whatever it was made of: for each kind of source all their types would be
+/// compiled once more, a tenth of the program.
+fn parse(table: Table) -> Result<Settings, Misfit> {
+    table.try_into().map_err(|error: toml::de::Error| {
+        let problem = explained(error.message());
+        // Only as it is shown does it say where: in a line behind the message.
+        let shown = error.to_string();
+        let place = shown.trim_end().rsplit_once("\nin `").and_then(|(_, place)| place.strip_suffix('`'));
+        Misfit { place: place.unwrap_or_default().to_owned(), problem }
+    })
+}
+
+impl std::fmt::Display for Misfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.place.as_str() {
+            "" => f.write_str(&self.problem),
+            place => write!(f, "{place}: {}", self.problem),
+        }
+    }
+}
+
+impl Misfit {
+    /// Where it is in the file that it comes from, in bytes.
+    fn position(&self, text: &str) -> Option<usize> {
+        let unknown = self.problem.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+        let place = match unknown {
+            Some(key) if self.place.is_empty() => key.to_owned(),
+            Some(key) => format!("{}.{key}", self.place),
+            None => self.place.clone(),
+        };
+        key_at(DeTable::parse(text).ok()?.get_ref(), &place)
+    }
+}
+
+/// Where the last of the keys is written that lead to `place`.
+fn key_at(table: &DeTable<'_>, place: &str) -> Option<usize> {
+    table.iter().find_map(|(key, value)| {
+        match (place.strip_prefix(key.get_ref().as_ref())?, value.get_ref()) {
+            ("", _) => Some(key.span().start),
+            (rest, DeValue::Table(inner)) => key_at(inner, rest.strip_prefix('.')?),
+            _ => None,
+        }
+    })
 }
 
 /// The problem with its line, but without the line's text: a URL there has a password in it.
-fn at_line(error: &toml::de::Error, text: &str, problem: &str) -> String {
-    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    line.map_or_else(|| problem.to_owned(), |line| format!("line {line}: {problem}"))
+fn at_line(position: Option<usize>, text: &str, problem: String) -> String {
+    let line = position.map(|at| text[..at.min(text.len())].matches('\n').count() + 1);
+    line.map_or_else(|| problem.clone(), |line| format!("line {line}: {problem}"))
 }
 
 /// What a parser says of a value, with what would be right. Where any text would be, it may be a secret and is left out.

@@ -37,6 +37,8 @@ type Answer = oneshot::Sender<Result<Lease, Failure>>;
 pub(super) enum Event {
     /// A task wants a container.
     Ask { model: ModelName, answer: Answer },
+    /// The image of a model is there, by this name, or cannot be had.
+    Imaged { model: ModelName, outcome: Result<String, NotStarted> },
     /// A container is ready, or will never be.
     Began { key: Key, number: u64, took: Duration, outcome: Result<Started, NotStarted> },
     /// A lease ended.
@@ -193,6 +195,13 @@ impl Keeper {
                 self.tickets.insert(ticket, answer);
                 self.pool.ask(ticket, model, now);
             }
+            Event::Imaged { model, outcome } => match outcome {
+                Ok(image) => self.pool.found(model, image),
+                Err(NotStarted { failure, own_fault, .. }) => {
+                    self.refused(model.to_string(), &failure);
+                    self.pool.failed(model, failure, own_fault, now);
+                }
+            },
             Event::Began { key, number, took, outcome } => {
                 self.starting.remove(&self.owner.container(number));
                 self.began(key, took, outcome, now);
@@ -246,13 +255,16 @@ impl Keeper {
                 self.pool.started(key, now);
             }
             Err(NotStarted { failure, own_fault, left }) => {
-                tracing::warn!(model, reason = failure.message, "container did not become ready");
-                metrics::counter!("straightline_container_start_failures_total", "model" => model)
-                    .increment(1);
+                self.refused(model, &failure);
                 self.pool.not_started(key, failure, own_fault, now);
                 self.leave(key, left);
             }
         }
+    }
+
+    fn refused(&self, model: String, failure: &Failure) {
+        tracing::warn!(model, reason = failure.message, "container did not become ready");
+        metrics::counter!("straightline_container_start_failures_total", "model" => model).increment(1);
     }
 
     fn up(&mut self, version: String, found: &[Found]) {
@@ -329,13 +341,20 @@ impl Keeper {
 
     fn carry(&mut self, order: Order) {
         match order {
-            Order::Start { key, model } => {
+            Order::Seek { model } => {
+                let (starter, events) = (Arc::clone(&self.starter), self.client.events());
+                self.tasks.spawn(async move {
+                    let outcome = starter.image(&model).await;
+                    let _ = events.send(Event::Imaged { model, outcome });
+                });
+            }
+            Order::Start { key, model, image } => {
                 let (starter, events, number) = (Arc::clone(&self.starter), self.client.events(), self.begun);
                 self.begun += 1;
                 self.starting.insert(self.owner.container(number));
                 self.tasks.spawn(async move {
                     let began = Instant::now();
-                    let outcome = starter.start(&model, number).await;
+                    let outcome = starter.start(&model, &image, number).await;
                     let _ = events.send(Event::Began { key, number, took: began.elapsed(), outcome });
                 });
             }

@@ -6,7 +6,8 @@
 //! used idle one is removed for it. Where its model has containers that are all full, a task first waits
 //! `patience` for a slot of theirs; after the same time a task that no idle container can make room for has the
 //! least recently used busy one *closed*: it takes no more tasks and is removed when its last run is over, so that
-//! no model is kept out by another's steady load.
+//! no model is kept out by another's steady load. None of this happens before the image of the model is known to be
+//! there: a container that could not be started sends none away.
 //!
 //! Invariants: containers of every state, those on their way out included, are at most `containers_max`; no
 //! container has more runs than `slots_each`; none with a run is removed unless it is dead; every ticket is served or
@@ -38,6 +39,8 @@ pub(super) struct Rules {
 
 /// Longest time a model is left alone.
 const REST_MAX: Duration = Duration::from_secs(30);
+/// So many failed starts in a row are no bad luck: from then on a task that is turned away has had its attempt.
+const STARTS_FORGIVEN: u32 = 3;
 
 /// Where a container is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,13 +79,39 @@ struct Fault {
     times: u32,
 }
 
+/// What is known of a model's image.
+#[derive(Debug)]
+enum Image {
+    /// It is being looked for, fetched or made.
+    Sought,
+    /// It is there, by this name.
+    There(String),
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    Start { key: Key, model: ModelName },
-    Remove { key: Key, evicted: bool },
-    Serve { ticket: Ticket, key: Key },
-    Fail { ticket: Ticket, failure: Failure },
+    /// See to it that the image of `model` is there.
+    Seek {
+        model: ModelName,
+    },
+    Start {
+        key: Key,
+        model: ModelName,
+        image: String,
+    },
+    Remove {
+        key: Key,
+        evicted: bool,
+    },
+    Serve {
+        ticket: Ticket,
+        key: Key,
+    },
+    Fail {
+        ticket: Ticket,
+        failure: Failure,
+    },
 }
 
 #[derive(Debug)]
@@ -91,6 +120,7 @@ pub(super) struct Pool {
     containers: BTreeMap<Key, Container>,
     waiting: VecDeque<Waiting>,
     faults: BTreeMap<ModelName, Fault>,
+    images: BTreeMap<ModelName, Image>,
     /// Why containers did not start since the last orders, for the tasks that wait for them.
     told: BTreeMap<ModelName, Failure>,
     /// Why nothing can be run, while that is so.
@@ -106,6 +136,7 @@ impl Pool {
             containers: BTreeMap::new(),
             waiting: VecDeque::new(),
             faults: BTreeMap::new(),
+            images: BTreeMap::new(),
             told: BTreeMap::new(),
             away: Some(away),
             named: 0,
@@ -115,6 +146,13 @@ impl Pool {
     /// The engine is there, or why it is not.
     pub(super) fn engine(&mut self, away: Option<Failure>) {
         self.away = away;
+        // It may come back without them.
+        self.images.retain(|_, image| matches!(image, Image::Sought));
+    }
+
+    /// The image of a model is there, by this name.
+    pub(super) fn found(&mut self, model: ModelName, image: String) {
+        self.images.insert(model, Image::There(image));
     }
 
     /// A task wants a container.
@@ -138,12 +176,21 @@ impl Pool {
         }
     }
 
-    /// A container did not become ready; it keeps its place until it is [`Self::removed`]. Tasks that wait for it are
-    /// told why, and if that was its own fault its model is left alone for a while.
+    /// A container did not become ready; it keeps its place until it is [`Self::removed`], and its model [failed].
+    ///
+    /// [failed]: Self::failed
     pub(super) fn not_started(&mut self, key: Key, failure: Failure, own_fault: bool, now: Instant) {
         let Some(container) = self.containers.get_mut(&key) else { return };
         container.stage = Stage::Leaving;
         let model = container.model.clone();
+        self.failed(model, failure, own_fault, now);
+    }
+
+    /// A model's image or container is not to be had. Tasks that wait for it are told why, and if that was its own
+    /// fault the model is left alone for a while.
+    pub(super) fn failed(&mut self, model: ModelName, failure: Failure, own_fault: bool, now: Instant) {
+        // It is looked for anew: it may have been what was wrong.
+        self.images.remove(&model);
         if own_fault {
             let times = self.faults.get(&model).map_or(0, |fault| fault.times);
             let rest = self.rules.rest.saturating_mul(1 << times.min(16)).min(REST_MAX);
@@ -249,17 +296,27 @@ impl Pool {
             return Err(Wait::Fail(failure.clone()));
         }
         if let Some(fault) = self.faults.get(model).filter(|fault| fault.until > now) {
-            // Nothing was tried for this task, so it costs no attempt: a queue would be spent within one rest.
-            let failure = Failure::new(FailureKind::Busy, &fault.failure.message).after(fault.until - now);
+            // Nothing was tried for this task, so it costs no attempt, or a queue would be spent on one mishap; but what
+            // never starts must not keep its tasks until their deadlines.
+            let kind = match fault.times < STARTS_FORGIVEN {
+                true => FailureKind::Busy,
+                false => FailureKind::LaneUnavailable,
+            };
+            let failure = Failure::new(kind, &fault.failure.message).after(fault.until - now);
             return Err(Wait::Fail(failure));
         }
         let waited = now.saturating_duration_since(waiting.since);
         if waited >= self.rules.wait_max {
-            let message = format!(
-                "no container of {model} had a free slot within {} ms: all {} containers are in use",
-                self.rules.wait_max.as_millis(),
-                self.rules.containers_max
-            );
+            let ms = self.rules.wait_max.as_millis();
+            let message = match self.images.get(model) {
+                Some(Image::Sought) => {
+                    format!("image of {model} was not there within {ms} ms: it is still on its way")
+                }
+                _ => format!(
+                    "no container of {model} had a free slot within {ms} ms: all {} containers are in use",
+                    self.rules.containers_max
+                ),
+            };
             return Err(Wait::Fail(Failure::new(FailureKind::Busy, message)));
         }
         if claims.promised(model) {
@@ -269,7 +326,19 @@ impl Pool {
         if self.containers.values().any(serving) && waited < self.rules.patience {
             return Err(Wait::For(None));
         }
-        Err(Wait::For(self.make_room(model, claims, waited >= self.rules.patience, now)))
+        let image = match self.images.get(model) {
+            Some(Image::There(image)) => image.clone(),
+            Some(Image::Sought) => return Err(Wait::For(None)),
+            None => {
+                self.images.insert(model.clone(), Image::Sought);
+                return Err(Wait::For(Some(Order::Seek { model: model.clone() })));
+            }
+        };
+        let order = self.make_room(model, claims, waited >= self.rules.patience, now);
+        Err(Wait::For(order.map(|room| match room {
+            Room::Here(key) => Order::Start { key, model: model.clone(), image },
+            Room::Of(key) => Order::Remove { key, evicted: true },
+        })))
     }
 
     fn free_slot(&self, model: &ModelName) -> Option<Key> {
@@ -279,21 +348,21 @@ impl Pool {
         free.max_by_key(|(key, it)| (it.used, **key)).map(|(key, _)| *key)
     }
 
-    /// Starts a container of `model`, or sends another away for it.
+    /// Finds a place for a container of `model`, or sends another away for it.
     fn make_room(
         &mut self,
         model: &ModelName,
         claims: &mut Claims,
         impatient: bool,
         now: Instant,
-    ) -> Option<Order> {
+    ) -> Option<Room> {
         if self.containers.len() < self.rules.containers_max as usize {
             let key = Key(self.named);
             self.named += 1;
             let container = Container { model: model.clone(), stage: Stage::Starting, running: 0, used: now };
             self.containers.insert(key, container);
             claims.expect(model, self.rules.slots_each);
-            return Some(Order::Start { key, model: model.clone() });
+            return Some(Room::Here(key));
         }
         if claims.vacancies > 0 {
             claims.vacancies -= 1;
@@ -309,13 +378,21 @@ impl Pool {
             return None;
         }
         victim.stage = Stage::Leaving;
-        Some(Order::Remove { key: *key, evicted: true })
+        Some(Room::Of(*key))
     }
 }
 
 enum Wait {
     Fail(Failure),
     For(Option<Order>),
+}
+
+/// Where the next container goes.
+enum Room {
+    /// Its place is free, and it is entered there.
+    Here(Key),
+    /// In the place of this one, which goes.
+    Of(Key),
 }
 
 /// What is on its way, less what tasks earlier in the line count on: without it each would start a container of its

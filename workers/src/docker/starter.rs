@@ -1,4 +1,4 @@
-//! Starting one container: its image, its creation, and the wait until its server is ready.
+//! Starting containers: seeing to the image, then the creation of one, and the wait until its server is ready.
 
 use super::engine::{Engine, EngineError, Look};
 use super::image::{Contents, ImageError};
@@ -74,10 +74,14 @@ impl Starter {
         }
     }
 
-    /// Starts the `number`th container, for `model`.
-    pub(super) async fn start(&self, model: &ModelName, number: u64) -> Result<Started, NotStarted> {
-        let image = self.image(model).await?;
-        let plan = plan(&self.config, &self.owner, model, &image, number);
+    /// Starts the `number`th container, for `model` from `image`.
+    pub(super) async fn start(
+        &self,
+        model: &ModelName,
+        image: &str,
+        number: u64,
+    ) -> Result<Started, NotStarted> {
+        let plan = plan(&self.config, &self.owner, model, image, number);
         let refused = |error| refused(&plan, error);
         let id = self.engine.create(&plan).await.map_err(refused)?;
         match self.bring_up(&id, &plan).await {
@@ -131,7 +135,7 @@ impl Starter {
     }
 
     /// The name of the image that serves `model`, once it is there.
-    async fn image(&self, model: &ModelName) -> Result<String, NotStarted> {
+    pub(super) async fn image(&self, model: &ModelName) -> Result<String, NotStarted> {
         match self.config.images.get(model) {
             Some(spec) => self.theirs(model, spec).await,
             None => self.own().await,

@@ -80,7 +80,14 @@ impl Serving {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
-            serve::serve(config, listener, Arc::new(lane), catalog.contracts(), std::future::pending()).await;
+            serve::serve(
+                config,
+                listener,
+                Arc::new(lane),
+                catalog.contracts(),
+                Box::pin(std::future::pending()),
+            )
+            .await;
         });
         Self(Some(runtime))
     }

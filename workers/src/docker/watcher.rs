@@ -6,6 +6,7 @@ use super::owner;
 use super::plan::{LABEL_MODEL, LABEL_WORKER, Owner};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
@@ -13,6 +14,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 /// Time between two looks at an engine that says nothing.
 const LOOK: Duration = Duration::from_secs(5);
+/// Time between two looks for what dead workers left, besides the one on arrival.
+const SWEEP: Duration = Duration::from_secs(30);
 /// How long removing what a dead worker left may take before the lane goes on without.
 const ORPHAN: Duration = Duration::from_secs(10);
 /// First pause before it is looked for again; it doubles.
@@ -35,7 +38,10 @@ pub(super) async fn watch(
             Ok((version, found)) => {
                 pause = PAUSE_MIN;
                 let _ = events.send(Event::Up { version, found });
-                let reason = attend(&*engine, &owner, since, &events).await;
+                let reason = tokio::select! {
+                    reason = attend(&*engine, &owner, since, &events) => reason,
+                    never = sweep(&*engine, &owner, &worker) => match never {},
+                };
                 let _ = events.send(Event::Away(reason));
             }
             Err(error) => {
@@ -55,10 +61,25 @@ async fn arrive(
     worker: &str,
 ) -> Result<(String, Vec<Found>), EngineError> {
     let version = engine.hello().await?;
+    remove_orphans(engine, owner, worker).await?;
+    Ok((version, engine.list(&owner.label()).await?))
+}
+
+/// Removes what workers leave that die while this one lives, and what could not be removed before.
+async fn sweep(engine: &dyn Engine, owner: &Owner, worker: &str) -> Infallible {
+    loop {
+        sleep(SWEEP).await;
+        if let Err(error) = remove_orphans(engine, owner, worker).await {
+            tracing::debug!(%error, "containers of dead workers cannot be looked for");
+        }
+    }
+}
+
+async fn remove_orphans(engine: &dyn Engine, owner: &Owner, worker: &str) -> Result<(), EngineError> {
     let listed = engine.list(LABEL_WORKER).await?;
     let orphans = listed.iter().filter(|found| owner::is_orphan(&found.labels, worker, owner));
     join_all(orphans.map(|found| remove_orphan(engine, found))).await;
-    Ok((version, engine.list(&owner.label()).await?))
+    Ok(())
 }
 
 /// One that cannot be removed is left until the next look: it must not keep the lane from an engine that is well.

@@ -10,8 +10,10 @@ use hyper::{Method, Request};
 use schemas::body::Parameter;
 use schemas::{Failure, FailureKind, JobId, Lane, Payload, Tensor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 const TOML: &str = include_str!("../../../models/digits/model.toml");
 const ONNX: &[u8] = include_bytes!("../../../models/digits/model.onnx");
@@ -29,7 +31,7 @@ impl Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (drain, drained) = oneshot::channel::<()>();
-        let drained = async { drained.await.unwrap_or_default() };
+        let drained = Box::pin(async { drained.await.unwrap_or_default() });
         let ended = tokio::spawn(serve(config, listener, executor, models, drained));
         Self { url, drain, ended }
     }

@@ -7,12 +7,12 @@ use crate::lane::{Executor, Task};
 use crate::remote::http::{Http, HttpError, Parts, Reply};
 use crate::worker::offload::offload;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hyper::{Method, Request, StatusCode};
 use schemas::body::Parameter;
 use schemas::oip::{self, About, Input, Parameters, Selection};
 use schemas::{Failure, FailureKind, JobId, ModelContract, ModelName, Payload};
 use serde_json::{Value, json};
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -44,33 +44,34 @@ pub enum FunctionError {
     Runtime(String),
 }
 
-/// Serves events from the Runtime API at `api` (`host:port`), once `load` has given the lane that runs them and the
-/// contracts of its models. Comes back only with what ended it: a host that is done with a function kills it.
-pub async fn serve<E: Display>(
-    api: &str,
-    load: impl FnOnce() -> Result<(Arc<dyn Executor>, Vec<ModelContract>), E>,
-) -> FunctionError {
-    let base = format!("http://{api}/2018-06-01/runtime");
-    let Ok(uri) = base.parse::<hyper::Uri>() else { return FunctionError::Address(api.to_owned()) };
-    if uri.host().is_none_or(str::is_empty) {
-        return FunctionError::Address(api.to_owned());
-    }
-    let runtime = Runtime { http: Http::new(), base };
-    let (lane, contracts) = match load() {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            let words = error.to_string();
-            if let Err(unheard) = runtime.post("/init/error", report("Runtime.ModelLoad", &words)).await {
-                tracing::warn!(reason = %unheard, "the host could not be told why the function does not start");
+/// The lane that runs events, and the contracts of its models.
+pub type Loaded = (Arc<dyn Executor>, Vec<ModelContract>);
+
+/// Serves events from the Runtime API at `api` (`host:port`) with what was `loaded`; the host is told why if nothing
+/// was. Comes back only with what ended it: a host that is done with a function kills it.
+pub fn serve(api: String, loaded: Result<Loaded, String>) -> BoxFuture<'static, FunctionError> {
+    Box::pin(async move {
+        let base = format!("http://{api}/2018-06-01/runtime");
+        let Ok(uri) = base.parse::<hyper::Uri>() else { return FunctionError::Address(api) };
+        if uri.host().is_none_or(str::is_empty) {
+            return FunctionError::Address(api);
+        }
+        let runtime = Runtime { http: Http::new(), base };
+        let (lane, contracts) = match loaded {
+            Ok(loaded) => loaded,
+            Err(words) => {
+                if let Err(unheard) = runtime.post("/init/error", report("Runtime.ModelLoad", &words)).await {
+                    tracing::warn!(reason = %unheard, "the host could not be told why the function does not start");
+                }
+                return FunctionError::Load(words);
             }
-            return FunctionError::Load(words);
+        };
+        loop {
+            if let Err(end) = runtime.one(&*lane, &contracts).await {
+                return end;
+            }
         }
-    };
-    loop {
-        if let Err(end) = runtime.one(&*lane, &contracts).await {
-            return end;
-        }
-    }
+    })
 }
 
 struct Runtime {
@@ -248,7 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_host_it_says_so() {
-        let load = || Err::<(Arc<dyn Executor>, Vec<ModelContract>), _>("no such file");
-        assert_eq!(serve("", load).await, FunctionError::Address(String::new()));
+        let loaded = Err("no such file".to_owned());
+        assert_eq!(serve(String::new(), loaded).await, FunctionError::Address(String::new()));
     }
 }

@@ -24,6 +24,7 @@ use super::{Call, Functions, InvokeError};
 use crate::lane::InvalidConfig;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use instance::{Instance, Order};
 use pool::{Id, Limits, Pool, Taken};
 use schemas::heartbeat::{Backend, Instances};
@@ -162,31 +163,33 @@ struct Request {
 
 impl Host {
     /// Starts the host, and the Invoke API if it is configured. No function is started before its first event.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
-        config.check()?;
-        measure::describe();
-        let limits = Limits {
-            all: config.concurrency_max as usize,
-            per_function: config.function_concurrency_max as usize,
-        };
-        let tallies = config.functions.keys().map(|model| (model.clone(), Tally::default())).collect();
-        let listen = config.invoke_listen;
-        let shared = Arc::new(Shared {
-            config,
-            table: Mutex::new(Table { pool: Pool::new(limits), handles: BTreeMap::new(), tallies }),
-            alive: watch::Sender::new(0),
-            halting: watch::Sender::new(false),
-        });
-        let face = match listen {
-            None => None,
-            Some(address) => {
-                let listening = face::serve(address, Arc::clone(&shared)).await;
-                let (at, serving) = listening.map_err(|error| StartError::Listen { address, error })?;
-                tracing::info!(address = %at, "function host answers AWS Lambda's Invoke API");
-                Some((at, serving))
-            }
-        };
-        Ok(Self { shared, face })
+    pub fn start(config: Config) -> BoxFuture<'static, Result<Self, StartError>> {
+        Box::pin(async move {
+            config.check()?;
+            measure::describe();
+            let limits = Limits {
+                all: config.concurrency_max as usize,
+                per_function: config.function_concurrency_max as usize,
+            };
+            let tallies = config.functions.keys().map(|model| (model.clone(), Tally::default())).collect();
+            let listen = config.invoke_listen;
+            let shared = Arc::new(Shared {
+                config,
+                table: Mutex::new(Table { pool: Pool::new(limits), handles: BTreeMap::new(), tallies }),
+                alive: watch::Sender::new(0),
+                halting: watch::Sender::new(false),
+            });
+            let face = match listen {
+                None => None,
+                Some(address) => {
+                    let listening = face::serve(address, Arc::clone(&shared)).await;
+                    let (at, serving) = listening.map_err(|error| StartError::Listen { address, error })?;
+                    tracing::info!(address = %at, "function host answers AWS Lambda's Invoke API");
+                    Some((at, serving))
+                }
+            };
+            Ok(Self { shared, face })
+        })
     }
 
     /// The models that have a function here.

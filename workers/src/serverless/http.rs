@@ -145,7 +145,8 @@ mod tests {
         let router = Router::new().route("/fn/v2/models/{model}/infer", post(infer));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/fn", listener.local_addr().unwrap());
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let limits = serving::Limits { connections_max: 64, head_timeout: None, grace: Duration::ZERO };
+        tokio::spawn(serving::serve(listener, router, limits, Box::pin(std::future::pending())));
         url
     }
 

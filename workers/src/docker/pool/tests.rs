@@ -41,9 +41,17 @@ impl Bench {
         ticket
     }
 
+    /// What is ordered then; every image that is looked for is there.
     fn after(&mut self, ms: u64) -> Vec<Order> {
         self.now += Duration::from_millis(ms);
-        self.pool.orders(self.now)
+        let mut orders = self.pool.orders(self.now);
+        while let Some(at) = orders.iter().position(|order| matches!(order, Order::Seek { .. })) {
+            let Order::Seek { model } = orders.remove(at) else { unreachable!("it was just seen") };
+            let image = format!("image-of-{model}");
+            self.pool.found(model, image);
+            orders.extend(self.pool.orders(self.now));
+        }
+        orders
     }
 
     /// Asks for a model and brings up the container that takes it.
@@ -142,14 +150,20 @@ fn tasks_of_one_model_share_the_container_on_its_way() {
 #[test]
 fn a_model_that_will_not_start_fails_at_once_for_a_while_that_grows() {
     let mut bench = Bench::new(rules(2, 1));
-    for rest in [1_000, 2_000, 4_000] {
+    // Those behind a start that failed have had no attempt, until it is plain that it is no passing trouble.
+    for (rest, kind) in [
+        (1_000, FailureKind::Busy),
+        (2_000, FailureKind::Busy),
+        (4_000, FailureKind::LaneUnavailable),
+        (8_000, FailureKind::LaneUnavailable),
+    ] {
         let ticket = bench.ask("a");
         let [Order::Start { key, .. }] = bench.after(1)[..] else { panic!("it is tried") };
         bench.pool.not_started(key, failure("no image"), true, bench.now);
         bench.pool.removed(key);
         assert_eq!(bench.after(0), [Order::Fail { ticket, failure: failure("no image") }]);
         let ticket = bench.ask("a");
-        let resting = Failure::new(FailureKind::Busy, "no image").after(Duration::from_millis(1));
+        let resting = Failure::new(kind, "no image").after(Duration::from_millis(1));
         assert_eq!(bench.after(rest - 1), [Order::Fail { ticket, failure: resting }]);
         let other = bench.ask("b");
         let orders = bench.after(0);
@@ -168,6 +182,47 @@ fn a_model_that_will_not_start_fails_at_once_for_a_while_that_grows() {
     assert_eq!(bench.after(0), [Order::Fail { ticket, failure: failure("engine went away") }]);
     bench.ask("b");
     assert!(matches!(bench.after(0)[..], [Order::Start { .. }]), "what is not its fault is tried again");
+}
+
+#[test]
+fn nothing_makes_room_for_a_model_whose_image_is_not_there() {
+    let mut bench = Bench::new(rules(1, 1));
+    let a = bench.warm("a");
+    let (one, two) = (bench.ask("b"), bench.ask("b"));
+    let seek = || Order::Seek { model: model("b") };
+    assert_eq!(bench.pool.orders(bench.now), [seek()], "once for both");
+    bench.now += Duration::from_secs(10);
+    assert_eq!(bench.pool.orders(bench.now), [], "however long it takes");
+    bench.pool.failed(model("b"), failure("no such image"), true, bench.now);
+    let told = |ticket| Order::Fail { ticket, failure: failure("no such image") };
+    assert_eq!(bench.pool.orders(bench.now), [told(one), told(two)]);
+    let again = bench.ask("a");
+    assert_eq!(bench.after(0), [Order::Serve { ticket: again, key: a }], "it is still warm");
+    bench.pool.done(a);
+
+    bench.now += Duration::from_secs(1);
+    bench.ask("b");
+    assert_eq!(bench.pool.orders(bench.now), [seek()]);
+    bench.pool.engine(Some(failure("away")));
+    bench.pool.engine(None);
+    assert_eq!(bench.pool.orders(bench.now), [], "it is still being looked for");
+    bench.pool.found(model("b"), "b:1".to_owned());
+    assert_eq!(bench.pool.orders(bench.now), [Order::Remove { key: a, evicted: true }]);
+    bench.pool.removed(a);
+    let [Order::Start { key, ref image, .. }] = bench.pool.orders(bench.now)[..] else {
+        panic!("room is made")
+    };
+    assert_eq!(image, "b:1");
+    bench.pool.not_started(key, failure("no such image"), false, bench.now);
+    bench.pool.removed(key);
+    bench.pool.orders(bench.now);
+    bench.ask("b");
+    assert_eq!(bench.pool.orders(bench.now), [seek()], "it may be gone");
+    let late = bench.pool.orders(bench.now + Duration::from_secs(60));
+    assert!(
+        matches!(&late[..], [Order::Fail { failure, .. }] if failure.message.contains("still on its way")),
+        "{late:?}"
+    );
 }
 
 #[test]
@@ -229,6 +284,7 @@ impl Checked {
     fn settle(&mut self) {
         for order in self.bench.after(1) {
             match order {
+                Order::Seek { .. } => unreachable!("the bench finds every image"),
                 Order::Start { key, .. } => self.starting.push(key),
                 Order::Remove { key, .. } => {
                     assert!(!self.runs.contains(&key), "removed in use");

@@ -50,6 +50,24 @@ async fn an_orphan_that_cannot_be_removed_does_not_keep_the_lane_down() {
     lane.run(task("digits", 0)).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_workers_leave_behind_later_is_removed_as_well() {
+    let engine = Arc::new(StandIn::default());
+    let (events, mut told) = mpsc::unbounded_channel();
+    let watcher =
+        watcher::watch(Arc::clone(&engine) as Arc<dyn Engine>, owner::this(), "worker".to_owned(), events);
+    let watching = tokio::spawn(watcher);
+    assert!(matches!(told.recv().await, Some(keeper::Event::Up { .. })));
+    let orphan = left_behind([(LABEL_WORKER, "worker"), (LABEL_OWNER, "dead"), (LABEL_MODEL, "digits")]);
+    engine.shop().containers.insert("late".to_owned(), orphan);
+    engine.shop().stuck.insert("digits".to_owned(), 1);
+    for left in [true, false] {
+        tokio::time::sleep(Duration::from_secs(31)).await;
+        assert_eq!(!engine.models().is_empty(), left, "the first time it could not be removed");
+    }
+    watching.abort();
+}
+
 #[tokio::test]
 async fn nothing_has_the_place_of_a_container_that_cannot_be_removed() {
     let engine = Arc::new(StandIn::default());

@@ -9,11 +9,11 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
-use std::time::{SystemTime, UNIX_EPOCH};
+use serving::Limits;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -55,6 +55,9 @@ struct Door {
     answer_bytes_max: usize,
 }
 
+/// One instance's connections, on which it may think over an event for as long as it likes.
+const LIMITS: Limits = Limits { connections_max: 64, head_timeout: None, grace: Duration::ZERO };
+
 /// Serves one instance until aborted.
 pub(super) async fn serve(listener: TcpListener, events: mpsc::Sender<Event>, answer_bytes_max: usize) {
     let runtime = Router::new()
@@ -64,11 +67,7 @@ pub(super) async fn serve(listener: TcpListener, events: mpsc::Sender<Event>, an
         .route("/init/error", post(init_error))
         .with_state(Door { events, answer_bytes_max });
     let router = Router::new().nest("/2018-06-01/runtime", runtime);
-    // A response in two parts would otherwise wait for the function's delayed acknowledgement.
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "the runtime interface of an instance ended");
-    }
+    serving::serve(listener, router, LIMITS, Box::pin(std::future::pending())).await;
 }
 
 async fn next(State(door): State<Door>) -> Response {

@@ -11,10 +11,10 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::serve::ListenerExt;
 use bytes::Bytes;
 use schemas::{JobId, ModelName};
 use serde_json::{Value, json};
+use serving::Limits;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,10 @@ use tokio::task::JoinHandle;
 
 /// Longest client context, in bytes: AWS Lambda's limit.
 const CLIENT_CONTEXT_BYTES_MAX: usize = 3583;
+
+/// Its callers' connections; it ends with the host.
+const LIMITS: Limits =
+    Limits { connections_max: 1_024, head_timeout: Some(Duration::from_secs(30)), grace: Duration::ZERO };
 
 /// Listens at `address`; where that is in fact, and the task that serves.
 pub(super) async fn serve(
@@ -33,13 +37,13 @@ pub(super) async fn serve(
     let address = listener.local_addr()?;
     let router =
         Router::new().route("/2015-03-31/functions/{name}/invocations", post(invoke)).with_state(shared);
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let serving = tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the host's Invoke API ended");
-        }
-    });
-    Ok((address, serving))
+    let serving = serving::serve(listener, router, LIMITS, Box::pin(std::future::pending()));
+    Ok((
+        address,
+        tokio::spawn(async {
+            serving.await;
+        }),
+    ))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

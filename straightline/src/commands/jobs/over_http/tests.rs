@@ -28,7 +28,8 @@ fn serve(listener: TcpListener, answer: impl Fn(usize, &[JobId]) -> Response + S
         answer(*calls, &ask.ids)
     };
     let router = axum::Router::new().route("/v1/results", post(handler));
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    let limits = serving::Limits { connections_max: 64, head_timeout: None, grace: Duration::ZERO };
+    tokio::spawn(serving::serve(listener, router, limits, Box::pin(std::future::pending())));
 }
 
 fn line(id: JobId) -> String {
