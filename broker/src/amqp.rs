@@ -31,6 +31,7 @@ mod outlet;
 mod publisher;
 mod session;
 mod topology;
+mod transport;
 
 use crate::message::Message;
 use crate::queue::{Queue, Route};

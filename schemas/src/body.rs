@@ -3,12 +3,12 @@
 use crate::payload::{InvalidPayload, Payload};
 use crate::wire::{self, DecodeError, WIRE_VERSION};
 use bytes::Bytes;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The body of a job: a MessagePack map with named fields. Unknown fields are ignored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct JobBody {
     /// Major version of the wire. Absent means 1.
     #[serde(default = "first_version")]
@@ -24,7 +24,8 @@ pub struct JobBody {
 }
 
 /// A parameter's value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Parameter {
     /// True or false.

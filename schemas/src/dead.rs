@@ -7,11 +7,11 @@ use crate::id::JobId;
 use crate::names::{ClientName, ModelName};
 use crate::time::UnixMillis;
 use crate::wire::WIRE_VERSION;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One dead job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct DeadEntry {
     /// Major version of the wire.
     pub version: u8,

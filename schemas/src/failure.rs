@@ -3,13 +3,13 @@
 use crate::lane::Lane;
 use crate::time::UnixMillis;
 use crate::wire::bounded;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
 /// What failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum FailureKind {
@@ -136,7 +136,8 @@ impl fmt::Display for FailureKind {
 }
 
 /// A failure, with the words a person reads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[error("{kind}: {message}")]
 pub struct Failure {
     /// What failed.
@@ -162,7 +163,8 @@ impl Failure {
 }
 
 /// A failed attempt, as kept in a job's history.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct Attempt {
     /// Its number, from 1.
     pub number: u8,

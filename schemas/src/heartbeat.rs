@@ -4,11 +4,11 @@ use crate::failure::Failure;
 use crate::lane::Lane;
 use crate::names::ModelName;
 use crate::time::UnixMillis;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A worker's report: sent on change (coalesced) and at a steady beat, forgotten when the beat stops.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct WorkerReport {
     /// Major version of the wire.
     pub version: u8,
@@ -48,7 +48,8 @@ pub struct WorkerReport {
 }
 
 /// The attempt that failed last, and how many have.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct LastFailure {
     /// When.
     pub at: UnixMillis,
@@ -61,7 +62,8 @@ pub struct LastFailure {
 }
 
 /// Who runs a worker's jobs: a Docker engine, a function host, a server beside it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct Backend {
     /// What it is and where, as a person would call it.
     pub name: String,
@@ -77,7 +79,8 @@ pub struct Backend {
 }
 
 /// The containers of one model, or the instances of its function.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct Instances {
     /// Whose they are.
     pub model: ModelName,
@@ -110,7 +113,8 @@ impl Instances {
 }
 
 /// One GPU, as far as its driver tells: `None` for what it does not, never zero.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct Gpu {
     /// Its number, as containers ask for it.
     pub index: u32,
@@ -132,7 +136,8 @@ pub struct Gpu {
 }
 
 /// What a machine has and uses. `None` where a probe could not tell: never zero for unknown.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct Resources {
     /// Name of the machine.
     #[serde(default)]
@@ -167,7 +172,8 @@ pub struct Resources {
 }
 
 /// A dispatcher's report.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct DispatcherReport {
     /// Major version of the wire.
     pub version: u8,

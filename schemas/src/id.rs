@@ -1,7 +1,6 @@
 //! Job ids.
 
 use crate::names::ClientName;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
@@ -9,9 +8,10 @@ use uuid::Uuid;
 /// A job's id, made by its client: a UUID of version 7 (time-ordered), or of version 5 when it is made from an
 /// idempotency key. Submitting the same id again is the same job. In every body it is text, so that any language
 /// can compare it with a correlation id; only the packed header has its 16 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[cfg_attr(feature = "json-schema", schemars(with = "String"))]
 pub struct JobId(Uuid);
 
 /// Not a job id.

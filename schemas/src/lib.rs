@@ -21,6 +21,7 @@ pub mod model;
 pub mod names;
 pub mod oip;
 pub mod payload;
+#[cfg(feature = "json-schema")]
 pub mod published;
 pub mod result;
 pub mod retry;

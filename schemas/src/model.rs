@@ -4,11 +4,14 @@ use crate::failure::{Failure, FailureKind};
 use crate::names::ModelName;
 use crate::payload::Payload;
 use crate::tensor::{Datatype, Tensor};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The platform of a model that others run: an image, a function or a server beside the worker has it.
+pub const REMOTE: &str = "remote";
+
 /// The contract of one model. Unknown keys in `model.toml` are errors: a misspelt one must not pass for a default.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ModelContract {
     /// The name jobs ask for; also the name of its folder.
@@ -18,9 +21,9 @@ pub struct ModelContract {
     /// What it does, for people.
     #[serde(default)]
     pub description: String,
-    /// What runs it: `onnx`.
+    /// What runs it: `onnx`, or `remote` where others do.
     pub platform: String,
-    /// Its file, in its folder.
+    /// Its file, in its folder. A remote model has none.
     #[serde(default = "default_file")]
     pub file: String,
     /// Whether the first dimension of inputs and outputs counts examples.
@@ -37,7 +40,8 @@ fn default_file() -> String {
 }
 
 /// A tensor that a model takes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TensorSpec {
     /// Its name.
@@ -49,7 +53,8 @@ pub struct TensorSpec {
 }
 
 /// A tensor that a model gives.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct OutputSpec {
     /// Its name.
@@ -90,7 +95,7 @@ impl ModelContract {
                     tensor.datatype()
                 )));
             }
-            if !spec.fits(tensor.shape()) {
+            if !fits(&spec.shape, tensor.shape()) {
                 return Err(self.invalid(format!(
                     "takes tensor {:?} of shape {:?}, not {:?}",
                     spec.name,
@@ -118,6 +123,74 @@ impl ModelContract {
         }
     }
 
+    /// How many examples a batch of these inputs has; none for a model without batches.
+    pub fn examples(&self, inputs: &[&Tensor]) -> Result<Option<u64>, Failure> {
+        if !self.batch {
+            return Ok(None);
+        }
+        let count = |tensor: &Tensor| tensor.shape().first().copied();
+        let first = inputs.first().and_then(|tensor| count(tensor));
+        if first == Some(0) {
+            return Err(self.invalid("takes a batch of at least one example, not of none".to_owned()));
+        }
+        match inputs.iter().find(|tensor| count(tensor) != first) {
+            None => Ok(first),
+            Some(odd) => Err(self.invalid(format!(
+                "takes as many examples of each tensor: {:?} has shape {:?}, {:?} has {:?}",
+                inputs[0].name(),
+                inputs[0].shape(),
+                odd.name(),
+                odd.shape()
+            ))),
+        }
+    }
+
+    /// Whether the model kept its own promise about an output, for so many examples.
+    pub fn check_output(
+        &self,
+        spec: &OutputSpec,
+        tensor: &Tensor,
+        examples: Option<u64>,
+    ) -> Result<(), Failure> {
+        let fits = fits(&spec.shape, tensor.shape())
+            && examples.is_none_or(|examples| tensor.shape().first() == Some(&examples));
+        if tensor.name() == spec.name && tensor.datatype() == spec.datatype && fits {
+            return Ok(());
+        }
+        Err(self.broken(&format!(
+            "gave output {:?} as {} {:?}: its contract says {} {:?}",
+            spec.name,
+            tensor.datatype(),
+            tensor.shape(),
+            spec.datatype,
+            spec.shape
+        )))
+    }
+
+    /// The same for a whole answer, of which the `wanted` outputs count, all if none is named.
+    pub fn check_answer(
+        &self,
+        answer: &[Tensor],
+        wanted: &[String],
+        examples: Option<u64>,
+    ) -> Result<(), Failure> {
+        let wanted = self.outputs.iter().filter(|spec| wanted.is_empty() || wanted.contains(&spec.name));
+        for spec in wanted {
+            match answer.iter().find(|tensor| tensor.name() == spec.name) {
+                Some(tensor) => self.check_output(spec, tensor, examples)?,
+                None => {
+                    return Err(self.broken(&format!("gave no output {:?}, as its contract says", spec.name)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The failure of a model that broke its contract, or its word in some other way.
+    pub fn broken(&self, problem: &str) -> Failure {
+        Failure::new(FailureKind::ModelError, format!("model {} {problem}", self.name))
+    }
+
     fn invalid(&self, problem: String) -> Failure {
         Failure::new(FailureKind::InvalidInput, format!("model {} {problem}", self.name))
     }
@@ -128,11 +201,9 @@ impl ModelContract {
     }
 }
 
-impl TensorSpec {
-    fn fits(&self, shape: &[u64]) -> bool {
-        let same = |(spec, found): (&i64, &u64)| *spec == -1 || u64::try_from(*spec) == Ok(*found);
-        self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(same)
-    }
+fn fits(spec: &[i64], shape: &[u64]) -> bool {
+    let same = |(spec, found): (&i64, &u64)| *spec == -1 || u64::try_from(*spec) == Ok(*found);
+    spec.len() == shape.len() && spec.iter().zip(shape).all(same)
 }
 
 fn short(name: &str) -> String {
@@ -169,5 +240,25 @@ mod tests {
         }
         assert!(contract().check_outputs(&["label".into()]).is_ok());
         assert!(contract().check_outputs(&["lable".into()]).unwrap_err().message.contains("label"));
+    }
+
+    #[test]
+    fn an_answer_that_breaks_the_contract_is_told_how() {
+        let rows =
+            |name: &str, rows: u64| Tensor::fp32(name, [rows, 10], &vec![0.5; 10 * rows as usize]).unwrap();
+        let label = |datatype, bytes| Tensor::new("label", datatype, [2], vec![0; bytes]).unwrap();
+        let good = || vec![label(Datatype::Int64, 16), rows("more", 1), rows("probabilities", 2)];
+        assert_eq!(contract().check_answer(&good(), &[], Some(2)), Ok(()));
+        let label_only = ["label".to_owned()];
+        assert_eq!(contract().check_answer(&good()[..1], &label_only, Some(2)), Ok(()));
+        for (answer, examples, expected) in [
+            (good()[..1].to_vec(), 2, "gave no output \"probabilities\""),
+            (good(), 3, "gave output \"probabilities\" as FP32 [2, 10]: its contract says FP32 [-1, 10]"),
+            (vec![label(Datatype::Int32, 8), rows("probabilities", 2)], 2, "gave output \"label\" as INT32"),
+        ] {
+            let failure = contract().check_answer(&answer, &[], Some(examples)).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::ModelError);
+            assert!(failure.message.contains(expected), "{failure}");
+        }
     }
 }

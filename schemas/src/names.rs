@@ -2,7 +2,6 @@
 //! they enter.
 
 use crate::limits::{CLIENT_NAME_BYTES_MAX, MODEL_NAME_BYTES_MAX};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -26,9 +25,10 @@ impl InvalidName {
 
 /// The name of a model: lower-case letters, digits, `.`, `_` and `-`, starting with a letter or a digit, at most
 /// [`MODEL_NAME_BYTES_MAX`] bytes. It can therefore never leave the models' folder.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[cfg_attr(feature = "json-schema", schemars(with = "String"))]
 pub struct ModelName(Box<str>);
 
 impl ModelName {
@@ -55,9 +55,10 @@ impl ModelName {
 
 /// The name of a client: on a broker that authenticates, its login. Letters, digits, `.`, `_` and `-`, at most
 /// [`CLIENT_NAME_BYTES_MAX`] bytes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[cfg_attr(feature = "json-schema", schemars(with = "String"))]
 pub struct ClientName(Box<str>);
 
 impl ClientName {
@@ -81,9 +82,10 @@ impl ClientName {
 
 /// The queue one instance of a client reads its replies from: `reply.<client>.<instance>`. An instance has no
 /// dot, so that the client can be told from the name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[cfg_attr(feature = "json-schema", schemars(with = "String"))]
 pub struct ReplyQueue(Box<str>);
 
 impl ReplyQueue {

@@ -3,11 +3,11 @@
 use crate::limits::{PAYLOAD_BYTES_MAX, TENSORS_MAX};
 use crate::tensor::Tensor;
 use bytes::Bytes;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// An input or an output. (Another job's result as an input has its place here later.)
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Payload {
     /// Named tensors.
@@ -19,18 +19,20 @@ pub enum Payload {
 }
 
 /// Bytes with a content type.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct Opaque {
     /// A media type, such as `image/png`.
     pub content_type: String,
     /// The bytes.
     #[serde(with = "binary")]
-    #[schemars(with = "Vec<u8>")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "Vec<u8>"))]
     pub data: Bytes,
 }
 
 /// Points into the blob store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct BlobRef {
     /// The store's own id: opaque, never a path.
     pub id: String,

@@ -9,12 +9,12 @@ use crate::payload::Payload;
 use crate::time::UnixMillis;
 use crate::wire::{self, DecodeError, WIRE_VERSION};
 use bytes::Bytes;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The closed set of endings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// The model answered.
@@ -46,7 +46,8 @@ impl fmt::Display for Status {
 }
 
 /// A job's result: the body of a reply, and the record in shared state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct JobResult {
     /// Major version of the wire.
     pub version: u8,

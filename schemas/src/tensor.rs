@@ -7,7 +7,6 @@
 
 use crate::limits::{TENSOR_NAME_BYTES_MAX, TENSOR_RANK_MAX};
 use bytes::Bytes;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
 use std::fmt;
 
@@ -15,7 +14,8 @@ mod values;
 use values::DataRepr;
 
 /// The element type of a tensor, by its name in the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
 #[expect(missing_docs, reason = "the names are the protocol's and say it all")]
 pub enum Datatype {
@@ -65,9 +65,10 @@ pub struct InvalidTensor {
 }
 
 /// One named tensor whose data agrees with its datatype and shape.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "RawTensor")]
-#[schemars(with = "RawTensor")]
+#[cfg_attr(feature = "json-schema", schemars(with = "RawTensor"))]
 pub struct Tensor {
     name: String,
     datatype: Datatype,
@@ -210,8 +211,9 @@ impl Serialize for Tensor {
 pub struct Data(DataRepr);
 
 /// A tensor as it is read, before its parts are known to agree.
-#[derive(Deserialize, JsonSchema)]
-#[schemars(rename = "Tensor")]
+#[derive(Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "json-schema", schemars(rename = "Tensor"))]
 struct RawTensor {
     /// The name the model knows it by.
     name: String,
@@ -220,7 +222,7 @@ struct RawTensor {
     /// Dimensions, outermost first.
     shape: Vec<u64>,
     /// Row-major data: raw little-endian bytes, or an array of values, nested or flat.
-    #[schemars(with = "values::DataSchema")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "values::DataSchema"))]
     data: Data,
 }
 

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use workers::catalog::Catalog;
 use workers::docker::{self, Docker};
-use workers::lane::Executor;
+use workers::lane::{Executor, Held};
 use workers::local::beside::{self, Beside};
 use workers::serverless::host::{self, Host};
 use workers::serverless::http::{self, HttpFunctions};
@@ -26,12 +26,14 @@ pub async fn start(
     catalog: Catalog,
     worker: &str,
 ) -> Result<Arc<dyn Executor>> {
-    Ok(match (lane, &settings.worker.server) {
+    let elsewhere: Arc<dyn Executor> = match (lane, &settings.worker.server) {
+        // Models in this process are held to their contracts by their runtime.
+        (Lane::Local, None) => return Ok(Arc::new(roles::load(settings, catalog).await?)),
         (Lane::Local, Some(server)) => Arc::new(Beside::start(beside_config(settings, server))?),
-        (Lane::Local, None) => Arc::new(roles::load(settings, catalog).await?),
         (Lane::Docker, _) => Arc::new(Docker::start(docker_config(settings, &catalog, worker))?),
         (Lane::Serverless, _) => serverless(settings, &catalog).await?,
-    })
+    };
+    Ok(Arc::new(Held::new(elsewhere, catalog.known().cloned())))
 }
 
 /// Checks what is set about the lanes, as far as that goes without starting one.
@@ -53,6 +55,7 @@ fn docker_config(settings: &Settings, catalog: &Catalog, worker: &str) -> docker
     settings.docker.config(worker, models.collect(), settings.worker.models.clone())
 }
 
+/// The models that this program can run.
 fn models(catalog: &Catalog) -> impl Iterator<Item = ModelName> {
     catalog.entries().map(|entry| entry.contract.name.clone())
 }
@@ -73,7 +76,8 @@ async fn serverless(settings: &Settings, catalog: &Catalog) -> Result<Arc<dyn Ex
         Provider::Http => return Ok(Arc::new(http_functions(settings)?)),
         Provider::Lambda => {
             let named = ours.lambda.models.clone();
-            let models = if named.is_empty() { models(catalog).collect() } else { named };
+            let known = || catalog.known().map(|contract| contract.name.clone()).collect();
+            let models = if named.is_empty() { known() } else { named };
             (Arc::new(lambda(settings)?), models)
         }
         Provider::Host => {
@@ -101,8 +105,8 @@ fn lambda(settings: &Settings) -> Result<Lambda> {
     let ours = &settings.serverless.lambda;
     let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
     let credentials = credentials.ok_or_else(|| {
-        let problem =
-            "serverless.provider is lambda, but AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set";
+        let problem = "serverless.provider is lambda, but AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set: \
+                       set both in this process's environment, and AWS_SESSION_TOKEN for keys that are lent";
         ConfigError::Value(problem.to_owned())
     })?;
     let config = lambda::Config {
@@ -149,7 +153,9 @@ fn host_config(settings: &Settings, catalog: &Catalog) -> Result<host::Config> {
         functions: built_in.chain(configured).collect(),
         keeper: vec![program.clone(), "keep".into()],
         concurrency_max: settings.serverless.concurrency_max,
-        function_concurrency_max: settings.serverless.concurrency_max,
+        function_concurrency_max: ours
+            .function_concurrency_max
+            .unwrap_or(settings.serverless.concurrency_max),
         idle_timeout: ours.idle_timeout,
         init_timeout: ours.init_timeout,
         invoke_listen: ours.invoke_listen,

@@ -1,7 +1,7 @@
 //! The models a worker can run: contracts and files, read once at start.
 //!
 //! A model is a folder with a `model.toml` (a [`ModelContract`]) and its file, or the same two compiled into the
-//! binary. What this module owns: finding them and refusing what is wrong, with the file and the field in the
+//! binary; of one that others run only the contract is here. What this module owns: finding them and refusing what is wrong, with the file and the field in the
 //! message. What it must not do: understand the file, which is the runtime's.
 //!
 //! Invariants: names are unique; a folder's name is its contract's; no file lies outside its model's folder, by
@@ -10,6 +10,7 @@
 mod contract;
 
 use crate::runtime::diagnose::Diagnostic;
+use schemas::model::REMOTE;
 use schemas::{ModelContract, ModelName};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ pub const RESERVED_PREFIX: &str = "diagnose.";
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     entries: BTreeMap<ModelName, Entry>,
+    /// Contracts of models that others run.
+    remote: BTreeMap<ModelName, Arc<ModelContract>>,
     diagnostics: bool,
 }
 
@@ -142,13 +145,22 @@ impl Catalog {
         }
         // The order of a directory is anyone's guess; the first error should be the same one every time.
         folders.sort();
-        folders.iter().try_for_each(|folder| self.insert(read_model(folder)?))?;
+        for folder in &folders {
+            let (contract, origin) = read_contract(folder)?;
+            if contract.platform == REMOTE {
+                self.entries.remove(&contract.name);
+                self.remote.insert(contract.name.clone(), Arc::new(contract));
+            } else {
+                self.insert(read_model(folder, contract, &origin)?)?;
+            }
+        }
         Ok(self)
     }
 
-    /// And nothing but the models of these names; one that is not there is an error. Diagnostic models stay.
+    /// And nothing but the models of these names, which are to be run here; one that is not there is an error. Diagnostic models stay.
     pub fn only(mut self, names: &[ModelName]) -> Result<Self, CatalogError> {
         let diagnostic = |name: &ModelName| self.diagnostics && name.as_str().starts_with(RESERVED_PREFIX);
+        self.remote.clear();
         let missing = names.iter().find(|name| !self.entries.contains_key(*name) && !diagnostic(name));
         if let Some(name) = missing {
             let known = self.entries.keys().map(ModelName::as_str).collect::<Vec<_>>().join(", ");
@@ -158,9 +170,14 @@ impl Catalog {
         Ok(self)
     }
 
-    /// The models, by name.
+    /// The models that can be run here, by name.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
+    }
+
+    /// The contracts of all models but the diagnostic ones: those that others run are among them.
+    pub fn known(&self) -> impl Iterator<Item = &Arc<ModelContract>> {
+        self.entries().map(|entry| &entry.contract).chain(self.remote.values())
     }
 
     /// The contracts of all models, the diagnostic ones among them: those take anything, as opaque bytes.
@@ -176,29 +193,27 @@ impl Catalog {
             outputs: Vec::new(),
         };
         let names = Diagnostic::all().filter(|_| self.diagnostics).map(|(name, _)| name);
-        self.entries()
-            .map(|entry| ModelContract::clone(&entry.contract))
-            .chain(names.map(diagnostic))
-            .collect()
+        let known = self.known().map(|contract| ModelContract::clone(contract));
+        known.chain(names.map(diagnostic)).collect()
     }
 
     /// The contract of one model.
     pub fn contract(&self, name: &ModelName) -> Option<&Arc<ModelContract>> {
-        self.entries.get(name).map(|entry| &entry.contract)
+        self.entries.get(name).map(|entry| &entry.contract).or_else(|| self.remote.get(name))
     }
 
-    /// How many there are.
+    /// How many can be run here.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none but, perhaps, the diagnostic ones.
+    /// Whether that is none, or only the diagnostic ones.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
     fn insert(&mut self, entry: Entry) -> Result<(), CatalogError> {
-        if self.len() == MODELS_MAX {
+        if self.len() + self.remote.len() >= MODELS_MAX {
             return Err(CatalogError::TooMany);
         }
         let (name, origin) = (entry.contract.name.clone(), entry.origin.clone());
@@ -219,23 +234,25 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-fn read_model(folder: &Path) -> Result<Entry, CatalogError> {
+/// The contract in `folder`, and where it is.
+fn read_contract(folder: &Path) -> Result<(ModelContract, String), CatalogError> {
     let path = folder.join(CONTRACT_FILE);
     let origin = path.display().to_string();
-    let refuse = |field: &str, problem: String| CatalogError::Contract {
-        origin: origin.clone(),
-        field: field.to_owned(),
-        problem,
-    };
     let text = read_bounded(&path, CONTRACT_BYTES_MAX)
         .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other))
         .map_err(|error| unreadable(&path, error))?;
     let contract = contract::read(&text, &origin)?;
     if folder.file_name().and_then(|name| name.to_str()) != Some(contract.name.as_str()) {
         let problem = format!("{:?} is not its folder's name: rename one", contract.name.as_str());
-        return Err(refuse("name", problem));
+        return Err(CatalogError::Contract { origin, field: "name".to_owned(), problem });
     }
-    let file = inside(folder, &contract.file).map_err(|problem| refuse("file", problem))?;
+    Ok((contract, origin))
+}
+
+fn read_model(folder: &Path, contract: ModelContract, origin: &str) -> Result<Entry, CatalogError> {
+    let refuse =
+        |problem| CatalogError::Contract { origin: origin.to_owned(), field: "file".to_owned(), problem };
+    let file = inside(folder, &contract.file).map_err(refuse)?;
     let bytes = read_bounded(&file, MODEL_BYTES_MAX).map_err(|error| unreadable(&file, error))?;
     Ok(Entry { contract: Arc::new(contract), file: Cow::Owned(bytes), origin: folder.display().to_string() })
 }

@@ -235,14 +235,16 @@ impl Config {
         if !(0.01..=10_000.0).contains(&self.limits.cpus) {
             return invalid("docker.cpus", format!("is {}: use 0.01 or more", self.limits.cpus));
         }
-        // Docker's own least.
-        const MEMORY_MIN: u64 = 6 << 20;
-        let memories = self.images.values().filter_map(|spec| spec.memory_bytes);
-        if let Some(memory) = memories.chain([self.limits.memory_bytes]).find(|memory| *memory < MEMORY_MIN) {
-            return invalid("docker.memory", format!("is {memory} bytes: use {MEMORY_MIN} or more"));
-        }
         if self.limits.pids_max == 0 {
             return invalid("docker.pids_max", "is 0: use 1 or more".to_owned());
+        }
+        let named =
+            |(field, problem): (&'static str, String)| InvalidConfig::new(format!("docker.{field}"), problem);
+        enough(self.limits.memory_bytes).and_then(|()| unprivileged(&self.user)).map_err(named)?;
+        for (model, spec) in &self.images {
+            spec.check().map_err(|(field, problem)| {
+                InvalidConfig::new(format!("docker.images.{model}.{field}"), problem)
+            })?;
         }
         Ok(())
     }
@@ -256,6 +258,57 @@ impl Config {
     /// Jobs the lane runs at once.
     pub fn slots(&self) -> u32 {
         self.containers_max.saturating_mul(self.slots_per_container)
+    }
+}
+
+/// Docker's own least, in bytes.
+const MEMORY_MIN: u64 = 6 << 20;
+
+fn enough(memory: u64) -> Result<(), (&'static str, String)> {
+    match memory < MEMORY_MIN {
+        true => Err(("memory", format!("is {memory} bytes: use 6 MiB or more"))),
+        false => Ok(()),
+    }
+}
+
+/// Numbers, so that no image's own names decide who that is; and not root.
+fn unprivileged(user: &str) -> Result<(), (&'static str, String)> {
+    let (id, group) = user.split_once(':').unwrap_or((user, "0"));
+    match (id.parse::<u32>(), group.parse::<u32>()) {
+        (Ok(1..), Ok(_)) => Ok(()),
+        _ => Err(("user", format!("is {user:?}: use numbers other than root's, such as 65534:65534"))),
+    }
+}
+
+impl ImageSpec {
+    /// The first field that cannot work, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let plain = |byte: u8| byte.is_ascii_graphic() && !byte.is_ascii_uppercase();
+        // Only a tag may have capital letters.
+        let repository = self.image.split('@').next().unwrap_or_default();
+        let repository = match repository.rsplit_once(':') {
+            Some((repository, tag)) if !tag.contains('/') => repository,
+            _ => repository,
+        };
+        if repository.is_empty() || !repository.bytes().all(plain) || !self.image.is_ascii() {
+            let problem = "is no image's name: use repository:tag, the repository in small letters";
+            return Err(("image", format!("{:?} {problem}", self.image)));
+        }
+        if self.port == 0 {
+            return Err(("port", "is 0: use the one its server listens on".to_owned()));
+        }
+        let nothing = match &self.gpu {
+            Some(Gpu::Count(count)) => *count == 0,
+            Some(Gpu::Ids(ids)) => ids.is_empty() || ids.iter().any(String::is_empty),
+            Some(Gpu::All) | None => false,
+        };
+        if nothing {
+            let problem =
+                "asks for none: use a number, \"all\" or a list of indexes or UUIDs, or leave it out";
+            return Err(("gpus", problem.to_owned()));
+        }
+        self.user.as_deref().map_or(Ok(()), unprivileged)?;
+        self.memory_bytes.map_or(Ok(()), enough)
     }
 }
 

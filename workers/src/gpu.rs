@@ -4,8 +4,10 @@
 //! What the library does not tell is `None`, never zero: many devices do not tell their load, and some no memory.
 //! Asking takes milliseconds and may wait for a driver: do it off the async runtime.
 
+use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use schemas::heartbeat::Gpu;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The library, opened.
@@ -25,7 +27,13 @@ impl Gpus {
         if let Some(library) = library {
             builder.lib_path(library.as_os_str());
         }
-        let nvml = builder.init().map_err(|error| NoGpu(error.to_string()))?;
+        let nvml = builder.init().map_err(|error| match error {
+            NvmlError::LibloadingError(_) => {
+                let library = library.unwrap_or(Path::new("libnvidia-ml.so"));
+                NoGpu(format!("{} cannot be loaded; it comes with NVIDIA's driver", library.display()))
+            }
+            error => NoGpu(error.to_string()),
+        })?;
         match nvml.device_count() {
             Ok(0) => Err(NoGpu("the driver is there and knows no device".to_owned())),
             Ok(_) => Ok(Self { nvml }),
@@ -53,8 +61,12 @@ fn look(index: u32, device: Option<&Device<'_>>) -> Gpu {
     }
 }
 
-/// Shows what is known of `gpus` as metrics; what is not known is left out.
-pub fn publish(gpus: &[Gpu]) {
+/// What was shown of devices.
+#[derive(Debug, Default)]
+pub struct Shown(BTreeSet<(u32, &'static str)>);
+
+/// Shows what is known of `gpus` as metrics. What was never known is left out; what is known no more is no number.
+pub fn publish(gpus: &[Gpu], shown: &mut Shown) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge")]
     let bytes = |bytes: u64| bytes as f64;
     for gpu in gpus {
@@ -65,8 +77,9 @@ pub fn publish(gpus: &[Gpu]) {
             ("straightline_gpu_used_ratio", gpu.used),
         ];
         for (name, value) in known {
-            if let Some(value) = value {
-                metrics::gauge!(name, "gpu" => index.clone()).set(value);
+            let news = value.is_some() && shown.0.insert((gpu.index, name));
+            if news || shown.0.contains(&(gpu.index, name)) {
+                metrics::gauge!(name, "gpu" => index.clone()).set(value.unwrap_or(f64::NAN));
             }
         }
     }

@@ -5,10 +5,15 @@
 //! about retries, touch queues or records. Inputs and outputs that rest in the blob store are fetched and stored
 //! by the worker, so that no lane has to know of them.
 
+mod held;
+
+pub use held::Held;
+
 use async_trait::async_trait;
 use schemas::body::Parameter;
 use schemas::heartbeat::Backend;
 use schemas::{Failure, JobId, Lane, ModelName, Payload};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -44,14 +49,14 @@ pub trait Executor: Send + Sync {
 #[error("{field} {problem}")]
 pub struct InvalidConfig {
     /// The setting, as in the configuration file.
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     /// What is wrong with it and what would be right.
     pub problem: String,
 }
 
 impl InvalidConfig {
-    pub(crate) fn new(field: &'static str, problem: impl Into<String>) -> Self {
-        Self { field, problem: problem.into() }
+    pub(crate) fn new(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
     }
 }
 

@@ -26,6 +26,7 @@ pub struct Probe {
     disks: Option<Disks>,
     /// Opened by the first sample: a driver may take its time.
     gpus: Option<Result<Gpus, NoGpu>>,
+    gpus_shown: gpu::Shown,
     /// When the processors were last looked at.
     cpu_seen: Option<Instant>,
     traffic: Option<(Instant, Traffic)>,
@@ -50,6 +51,7 @@ impl Probe {
             networks: Networks::new().ok(),
             disks: Disks::new().ok(),
             gpus: None,
+            gpus_shown: gpu::Shown::default(),
             cpu_seen: None,
             traffic: None,
         }
@@ -96,7 +98,7 @@ impl Probe {
         let opened =
             self.gpus.get_or_insert_with(|| Gpus::open(None).inspect_err(|error| tracing::info!("{error}")));
         let gpus = opened.as_ref().ok()?.sample();
-        gpu::publish(&gpus);
+        gpu::publish(&gpus, &mut self.gpus_shown);
         Some(gpus)
     }
 

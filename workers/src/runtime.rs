@@ -14,7 +14,7 @@ pub mod rten;
 
 use crate::catalog::Entry;
 use schemas::model::OutputSpec;
-use schemas::{Failure, FailureKind, ModelContract, Payload, Tensor};
+use schemas::{Failure, ModelContract, Payload, Tensor};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -74,7 +74,7 @@ impl Model {
     pub(crate) fn infer(&self, input: &Payload, wanted: &[String]) -> Result<Payload, Failure> {
         let inputs = self.contract.check(input)?;
         self.contract.check_outputs(wanted)?;
-        let examples = self.examples(&inputs)?;
+        let examples = self.contract.examples(&inputs)?;
         let outputs = &self.contract.outputs;
         let wanted: Vec<&OutputSpec> =
             outputs.iter().filter(|spec| wanted.is_empty() || wanted.contains(&spec.name)).collect();
@@ -83,10 +83,11 @@ impl Model {
             .collect();
         let computed = self.graph.run(&inputs, &native)?;
         if computed.len() != native.len() {
-            return Err(self.broke(format!("gave {} outputs, not {}", computed.len(), native.len())));
+            let problem = format!("gave {} outputs, not {}", computed.len(), native.len());
+            return Err(self.contract.broken(&problem));
         }
         for (at, tensor) in native.iter().zip(&computed) {
-            self.keeps(&outputs[*at], tensor, examples)?;
+            self.contract.check_output(&outputs[*at], tensor, examples)?;
         }
         let find = |name: &str| computed.iter().find(|tensor| tensor.name() == name);
         let answer = wanted.into_iter().map(|spec| {
@@ -94,58 +95,12 @@ impl Model {
             let source = source.expect("what is wanted was computed, under the name its contract gives it");
             match &spec.argmax_of {
                 None => Ok(source.clone()),
-                Some(_) => argmax::argmax(&spec.name, source).map_err(|problem| self.broke(problem)),
+                Some(_) => {
+                    argmax::argmax(&spec.name, source).map_err(|problem| self.contract.broken(&problem))
+                }
             }
         });
         answer.collect::<Result<_, _>>().map(Payload::Tensors)
-    }
-
-    /// How many examples the batch has; none for a model without batches.
-    fn examples(&self, inputs: &[&Tensor]) -> Result<Option<u64>, Failure> {
-        if !self.contract.batch {
-            return Ok(None);
-        }
-        let count = |tensor: &Tensor| tensor.shape().first().copied();
-        let first = inputs.first().and_then(|tensor| count(tensor));
-        let invalid = |problem: String| {
-            Failure::new(FailureKind::InvalidInput, format!("model {} {problem}", self.contract.name))
-        };
-        if first == Some(0) {
-            return Err(invalid("takes a batch of at least one example, not of none".to_owned()));
-        }
-        match inputs.iter().find(|tensor| count(tensor) != first) {
-            None => Ok(first),
-            Some(odd) => Err(invalid(format!(
-                "takes as many examples of each tensor: {:?} has shape {:?}, {:?} has {:?}",
-                inputs[0].name(),
-                inputs[0].shape(),
-                odd.name(),
-                odd.shape()
-            ))),
-        }
-    }
-
-    /// Whether the model kept its own promise about an output.
-    fn keeps(&self, spec: &OutputSpec, tensor: &Tensor, examples: Option<u64>) -> Result<(), Failure> {
-        let fits = |(spec, found): (&i64, &u64)| *spec == -1 || u64::try_from(*spec) == Ok(*found);
-        let shape_fits = spec.shape.len() == tensor.shape().len()
-            && spec.shape.iter().zip(tensor.shape()).all(fits)
-            && examples.is_none_or(|examples| tensor.shape().first() == Some(&examples));
-        if tensor.name() == spec.name && tensor.datatype() == spec.datatype && shape_fits {
-            return Ok(());
-        }
-        Err(self.broke(format!(
-            "gave output {:?} as {} {:?}: its contract says {} {:?}",
-            spec.name,
-            tensor.datatype(),
-            tensor.shape(),
-            spec.datatype,
-            spec.shape
-        )))
-    }
-
-    fn broke(&self, problem: String) -> Failure {
-        Failure::new(FailureKind::ModelError, format!("model {} {problem}", self.contract.name))
     }
 }
 

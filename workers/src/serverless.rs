@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use schemas::heartbeat::Backend;
 use schemas::{Failure, Lane, ModelName};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -66,8 +66,13 @@ pub enum InvokeError {
         message: String,
     },
     /// As many run as may.
-    #[error("{0}")]
-    Throttled(String),
+    #[error("{words}")]
+    Throttled {
+        /// Who says so, and why.
+        words: String,
+        /// When to come back, where that is said.
+        retry_after: Option<Duration>,
+    },
     /// The event is longer than is taken there.
     #[error("{0}")]
     TooLarge(String),
@@ -100,6 +105,23 @@ pub struct Serverless {
     models: Vec<ModelName>,
     payload_bytes_max: usize,
     capacity: watch::Sender<Capacity>,
+    away: Away,
+}
+
+/// Why nobody who runs functions was reached of late, until one is.
+#[derive(Default)]
+struct Away(Mutex<Option<String>>);
+
+impl Away {
+    fn note(&self, problem: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// How that provider is then, which says nothing of it itself.
+    fn told(&self, backend: Backend) -> Backend {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Backend { problem: backend.problem.or(noted), ..backend }
+    }
 }
 
 impl Serverless {
@@ -119,7 +141,7 @@ impl Serverless {
             return Err(InvalidConfig::new("serverless.models", problem));
         }
         let capacity = watch::Sender::new(Capacity { slots, abandoned: 0 });
-        Ok(Self { functions, models, payload_bytes_max, capacity })
+        Ok(Self { functions, models, payload_bytes_max, capacity, away: Away::default() })
     }
 }
 
@@ -138,14 +160,19 @@ impl Executor for Serverless {
     }
 
     fn backend(&self) -> Option<Backend> {
-        Some(self.functions.backend())
+        Some(self.away.told(self.functions.backend()))
     }
 
     async fn run(&self, task: Task) -> Result<Ran, Failure> {
         let model = task.model.clone();
         let call = event::of(task, self.payload_bytes_max).await?;
         let began = Instant::now();
-        let answer = self.functions.invoke(call).await.map_err(|error| event::failure(&model, error))?;
+        let answer = self.functions.invoke(call).await;
+        self.away.note(match &answer {
+            Err(error @ InvokeError::Unreachable(_)) => Some(error.to_string()),
+            _ => None,
+        });
+        let answer = answer.map_err(|error| event::failure(&model, error))?;
         event::ran(model, answer, began.elapsed()).await
     }
 

@@ -2,8 +2,8 @@
 //!
 //! No error and no `Debug` here shows a password.
 
+use super::transport::Tls;
 use crate::BrokerError;
-use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use schemas::ClientName;
 use secrecy::{ExposeSecret, SecretString};
@@ -18,7 +18,8 @@ const EXAMPLE: &str = "use amqp://user:password@host:5672/vhost, with special ch
 #[derive(Clone)]
 pub(super) struct Endpoint {
     pub(super) uri: AMQPUri,
-    pub(super) tls: OwnedTLSConfig,
+    /// For an encrypted connection.
+    pub(super) tls: Option<Tls>,
 }
 
 impl Endpoint {
@@ -46,8 +47,9 @@ impl Endpoint {
         if host.is_empty() || host.starts_with(':') {
             return Err(wrong(format!("names no host: {EXAMPLE}")));
         }
-        let cert_chain = ca_file.map(certificates).transpose()?;
-        Ok(Self { uri, tls: OwnedTLSConfig { identity: None, cert_chain } })
+        let tls = (uri.scheme == AMQPScheme::AMQPS).then(|| Tls::trusting(ca_file)).transpose();
+        let tls = tls.map_err(|problem| BrokerError::Config { field: CA_FILE, problem })?;
+        Ok(Self { uri, tls })
     }
 
     /// Host and port.
@@ -67,24 +69,10 @@ impl Endpoint {
         &self.uri.vhost
     }
 
-    pub(super) fn encrypted(&self) -> bool {
-        self.uri.scheme == AMQPScheme::AMQPS
-    }
-
     /// The login as a client name, where it can be one.
     pub(super) fn login(&self) -> Option<ClientName> {
         ClientName::new(self.user()).ok()
     }
-}
-
-fn certificates(path: &Path) -> Result<String, BrokerError> {
-    let wrong = |problem: String| BrokerError::Config { field: CA_FILE, problem };
-    let pem = std::fs::read_to_string(path)
-        .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?;
-    if !pem.contains("-----BEGIN CERTIFICATE-----") {
-        return Err(wrong(format!("{} holds no certificate in PEM form", path.display())));
-    }
-    Ok(pem)
 }
 
 impl fmt::Debug for Endpoint {
@@ -108,12 +96,12 @@ mod tests {
             (full.address().as_str(), full.user(), full.vhost()),
             ("mq.example:5999", "ann", "jobs/test")
         );
-        assert!(full.encrypted());
+        assert!(full.tls.is_some());
         assert_eq!(full.uri.authority.userinfo.password, "s:cret");
         assert_eq!(full.login().unwrap().as_str(), "ann");
         let short = parse("amqp://localhost").unwrap();
         assert_eq!((short.address().as_str(), short.user(), short.vhost()), ("localhost:5672", "guest", "/"));
-        assert!(!short.encrypted());
+        assert!(short.tls.is_none());
         let six = parse("amqp://a:b@[::1]:5673/%2f").unwrap();
         assert_eq!((six.address().as_str(), six.uri.authority.host.as_str()), ("[::1]:5673", "::1"));
     }

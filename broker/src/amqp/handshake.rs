@@ -2,18 +2,18 @@
 
 use super::connection::Role;
 use super::endpoint::Endpoint;
-use super::topology;
+use super::{topology, transport};
 use crate::{BrokerError, Limits};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use lapin::tcp::AsyncTcpStream;
 use lapin::types::LongString;
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::net::lookup_host;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// The first delay before connecting again; it doubles from there.
@@ -119,26 +119,18 @@ async fn handshake(setup: &Setup, role: Role) -> Result<Connection, BrokerError>
     let heartbeat = setup.heartbeat.as_secs().clamp(1, u16::MAX.into());
     uri.query.heartbeat = u16::try_from(heartbeat).ok();
 
-    let runtime = lapin::runtime::default_runtime().map_err(|error| setup.unreachable(error.to_string()))?;
     let socket = Socket::default();
     let (endpoint, limit, held) = (setup.endpoint.clone(), setup.connect_timeout, socket.clone());
     let opening = Connection::connector(
         uri,
-        runtime,
-        async move |uri, runtime| {
-            let connecting = async {
-                let found = lookup_host((uri.authority.host.as_str(), uri.authority.port)).await?;
-                AsyncTcpStream::connect(&runtime, found.collect::<Vec<_>>()).await
-            };
+        transport::runtime(),
+        async move |uri, _| {
+            let host = uri.authority.host.as_str();
+            let connecting = TcpStream::connect((host, uri.authority.port));
             let stream =
                 timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-            if let AsyncTcpStream::Plain(stream) = &stream {
-                held.hold(stream.get_ref());
-            }
-            match endpoint.encrypted() {
-                true => Ok(stream.into_tls(&uri.authority.host, endpoint.tls.as_ref()).await?),
-                false => Ok(stream),
-            }
+            held.hold(&stream);
+            Ok(AsyncTcpStream::Plain(transport::wrap(stream, endpoint.tls.as_ref(), host).await?))
         },
         properties,
     );
@@ -161,11 +153,11 @@ async fn handshake(setup: &Setup, role: Role) -> Result<Connection, BrokerError>
 /// The socket of a connection being opened, so that it can be shut down when we stop waiting: the client library
 /// would wait for ever, on a thread of its own, for a broker that accepts and says nothing.
 #[derive(Clone, Default)]
-struct Socket(Arc<Mutex<Option<TcpStream>>>);
+struct Socket(Arc<Mutex<Option<std::net::TcpStream>>>);
 
 impl Socket {
     fn hold(&self, stream: &impl AsFd) {
-        *self.lock() = stream.as_fd().try_clone_to_owned().ok().map(TcpStream::from);
+        *self.lock() = stream.as_fd().try_clone_to_owned().ok().map(std::net::TcpStream::from);
     }
 
     fn shut(&self) {
@@ -179,7 +171,7 @@ impl Socket {
         self.lock().take();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<TcpStream>> {
+    fn lock(&self) -> MutexGuard<'_, Option<std::net::TcpStream>> {
         self.0.lock().expect("nothing panics with the socket in hand")
     }
 }

@@ -126,7 +126,8 @@ impl App {
         let Some(model) = self.models.get(&name) else {
             let known: Vec<_> = self.models.keys().map(ModelName::as_str).collect();
             return Err(Error::not_found(format!(
-                "model {name} is not known: there are {}",
+                "model {name} is not known: there are {}; give one that others run a {name}/model.toml with \
+                 platform = \"remote\" in worker.models",
                 known.join(", ")
             )));
         };

@@ -213,8 +213,10 @@ fn lane_status(
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let draining = count(alive.len() - taking.len());
     let slots: u32 = taking.iter().map(|worker| worker.slots).sum();
-    let start =
-        format!("start one with `straightline worker --lane {lane}`; its jobs go to the rule's next lane");
+    let start = format!(
+        "start one with `straightline worker --lane {lane}`, or have it among `up --lanes` where broker and state are \
+         embedded; its jobs go to the rule's next lane"
+    );
     let note = match (slots, taking.len(), draining) {
         (1.., ..) => None,
         (0, 0, 0) => Some(format!("no worker is alive: {start}")),

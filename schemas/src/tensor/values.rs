@@ -2,7 +2,6 @@
 
 use super::{Datatype, Tensor};
 use bytes::Bytes;
-use schemars::JsonSchema;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::ser::{Error as _, SerializeSeq};
 use serde::{Deserialize, Serialize, Serializer};
@@ -25,7 +24,8 @@ pub(super) enum Scalar {
 }
 
 /// For the JSON Schema only.
-#[derive(JsonSchema)]
+#[cfg(feature = "json-schema")]
+#[derive(schemars::JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "describes the wire, never built")]
 pub(super) enum DataSchema {

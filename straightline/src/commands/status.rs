@@ -7,11 +7,15 @@ use crate::{cli, print};
 use anyhow::Result;
 use producer::operations::{LaneStatus, Service, Status};
 use schemas::heartbeat::{Gpu, Instances, WorkerReport};
+use schemas::{Lane, ModelName, UnixMillis};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
 /// Between two looks of `--watch`.
 const PERIOD: Duration = Duration::from_secs(1);
+/// So many of a lane's models are named.
+const MODELS_SHOWN: usize = 12;
 /// Clears the terminal and goes to its first line.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
@@ -82,7 +86,11 @@ fn table(status: &Status) -> String {
         "lane", "workers", "slots", "running", "prefetched", "room", "jobs/s"
     ));
     for lane in &status.lanes {
-        line(lane_row(lane));
+        line(lane_row(lane, status.at));
+        let models = models_of(lane.lane, &status.workers);
+        if !models.is_empty() {
+            line(format!("{:<11} runs {models}", ""));
+        }
     }
     line(format!("\n{:<32} {:<11} {:>8} {:>6} {:>10}", "worker", "lane", "running", "cpu", "memory"));
     for worker in &status.workers {
@@ -98,7 +106,8 @@ fn table(status: &Status) -> String {
             worker.running,
             worker.slots
         ));
-        for text in backend_rows(worker) {
+        let told = status.lanes.iter().any(|lane| lane.lane == worker.lane && lane.note.is_some());
+        for text in backend_rows(worker, told) {
             line(format!("  {text}"));
         }
     }
@@ -122,12 +131,22 @@ fn service(service: &Service) -> String {
     }
 }
 
-/// Who runs a worker's jobs, and what that one has started.
-fn backend_rows(worker: &WorkerReport) -> Vec<String> {
+/// The models that jobs can be run of in `lane`.
+fn models_of(lane: Lane, workers: &[WorkerReport]) -> String {
+    let taking = workers.iter().filter(|worker| worker.lane == lane && !worker.draining);
+    let models: BTreeSet<_> = taking.flat_map(|worker| &worker.models).map(ModelName::as_str).collect();
+    let more = models.len().saturating_sub(MODELS_SHOWN);
+    let shown = models.into_iter().take(MODELS_SHOWN).collect::<Vec<_>>().join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more (--json has all)") }
+}
+
+/// Who runs a worker's jobs, and what that one has started. Why it runs none is left out where the lane has `told` it.
+fn backend_rows(worker: &WorkerReport, told: bool) -> Vec<String> {
     let gpus = worker.resources.gpus.iter().flatten().map(gpu_row);
     let Some(backend) = &worker.backend else { return gpus.collect() };
     let waiting = if backend.waiting == 0 { String::new() } else { format!(", {} waiting", backend.waiting) };
-    let problem = backend.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+    let problem = backend.problem.as_ref().filter(|_| !told);
+    let problem = problem.map(|problem| format!(": {problem}")).unwrap_or_default();
     let instances = backend.instances.iter().map(instances_row);
     std::iter::once(format!("{}{waiting}{problem}", backend.name)).chain(instances).chain(gpus).collect()
 }
@@ -156,13 +175,17 @@ fn gpu_row(gpu: &Gpu) -> String {
     )
 }
 
-fn lane_row(lane: &LaneStatus) -> String {
+fn lane_row(lane: &LaneStatus, now: UnixMillis) -> String {
     let room = lane.room.map_or_else(|| "-".to_owned(), |room| room.to_string());
     let note = lane.note.as_deref().map_or_else(String::new, |note| format!("  {note}"));
     let failure = lane.last_failure.as_ref().map(|last| {
         format!(
-            "\n{:<11} last failed attempt, of {} ({} so far): {}",
-            "", last.model, last.total, last.failure
+            "\n{:<11} last failed attempt, {} s ago, of {} ({} so far): {}",
+            "",
+            now.since(last.at).as_secs(),
+            last.model,
+            last.total,
+            last.failure
         )
     });
     let failure = failure.unwrap_or_default();

@@ -223,6 +223,8 @@ pub struct FunctionHost {
     pub init_timeout: Duration,
     /// Memory of each process of a function that sets none.
     pub memory: ByteSize,
+    /// Most instances of one function. Absent: `serverless.concurrency_max`.
+    pub function_concurrency_max: Option<u32>,
     /// Where AWS Lambda's Invoke API is answered, on the loopback interface. Absent: nowhere.
     pub invoke_listen: Option<SocketAddr>,
     /// Functions of models, by model. The others run in this program.
@@ -308,6 +310,7 @@ impl Default for FunctionHost {
             idle_timeout: defaults.idle_timeout,
             init_timeout: defaults.init_timeout,
             memory: ByteSize(serverless::host::Function::new(Vec::new()).limits.memory_bytes),
+            function_concurrency_max: None,
             invoke_listen: None,
             functions: BTreeMap::new(),
         }

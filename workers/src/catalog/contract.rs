@@ -2,11 +2,11 @@
 
 use super::{CatalogError, RESERVED_PREFIX};
 use schemas::limits::{TENSOR_NAME_BYTES_MAX, TENSOR_RANK_MAX, TENSORS_MAX};
-use schemas::model::OutputSpec;
+use schemas::model::{OutputSpec, REMOTE};
 use schemas::{Datatype, ModelContract};
 
-/// The one platform there is.
-const PLATFORM: &str = "onnx";
+/// What runs models here.
+const ONNX: &str = "onnx";
 
 pub(super) fn read(text: &str, origin: &str) -> Result<ModelContract, CatalogError> {
     let contract: ModelContract = toml::from_str(text)
@@ -22,8 +22,12 @@ fn problem(contract: &ModelContract) -> Option<(String, String)> {
     if contract.name.as_str().starts_with(RESERVED_PREFIX) {
         return Some(("name".into(), format!("may not begin with {RESERVED_PREFIX:?}: those are built in")));
     }
-    if contract.platform != PLATFORM {
-        return Some(("platform".into(), format!("{:?} is not known: use {PLATFORM:?}", contract.platform)));
+    if ![ONNX, REMOTE].contains(&contract.platform.as_str()) {
+        let problem = format!(
+            "{:?} is not known: use {ONNX:?}, or {REMOTE:?} for one without a file here",
+            contract.platform
+        );
+        return Some(("platform".into(), problem));
     }
     let inputs = contract.inputs.iter().map(|spec| (spec.name.as_str(), &spec.shape[..]));
     let outputs = contract.outputs.iter().map(|spec| (spec.name.as_str(), &spec.shape[..]));

@@ -114,6 +114,20 @@ fn a_folder_without_models_or_no_folder_says_so() {
 }
 
 #[test]
+fn of_a_model_that_others_run_only_the_contract_is_here() {
+    let models = tempfile::tempdir().unwrap();
+    let remote = TOML.replace("\"onnx\"", "\"remote\"");
+    write(models.path(), "digits", &remote);
+    std::fs::remove_file(models.path().join("digits/model.onnx")).unwrap();
+    let catalog = Catalog::builtin(&[(TOML, b"ours")]).unwrap().with_folder(models.path()).unwrap();
+    assert!(catalog.is_empty(), "it takes the place of the built-in");
+    let name = ModelName::new("digits").unwrap();
+    assert_eq!(catalog.contract(&name).map(|contract| contract.platform.as_str()), Some("remote"));
+    assert_eq!(catalog.contracts().len(), 1);
+    assert!(catalog.only(&[name]).is_err(), "it cannot be served from here");
+}
+
+#[test]
 fn a_catalog_can_be_narrowed_to_names_it_has() {
     let models = tempfile::tempdir().unwrap();
     write(models.path(), "digits", TOML);

@@ -501,6 +501,31 @@ fn settings_that_cannot_work_are_named() {
     assert!(refused(Config { slots_per_container: 1_000, ..config() }).contains("at most"));
     let limits = Limits { memory_bytes: 1, ..Limits::default() };
     assert!(refused(Config { limits, ..config() }).contains("docker.memory is 1 bytes"));
+    for user in ["root", "0", "0:0", "", "nobody", "1:"] {
+        assert!(
+            refused(Config { user: user.to_owned(), ..config() }).starts_with("docker.user is "),
+            "{user}"
+        );
+    }
+    type Spoil = fn(&mut ImageSpec);
+    let spoilt: [(Spoil, &str); 8] = [
+        (|spec| spec.image = String::new(), "image \"\" is no image's name"),
+        (|spec| spec.image = "Repo/It:1".to_owned(), "image \"Repo/It:1\" is no"),
+        (|spec| spec.image = "a b".to_owned(), "image \"a b\" is no"),
+        (|spec| spec.port = 0, "port is 0"),
+        (|spec| spec.gpu = Some(Gpu::Count(0)), "gpus asks for none"),
+        (|spec| spec.gpu = Some(Gpu::Ids(Vec::new())), "gpus asks for none"),
+        (|spec| spec.user = Some("root".to_owned()), "user is \"root\""),
+        (|spec| spec.memory_bytes = Some(1), "memory is 1 bytes"),
+    ];
+    for (spoil, problem) in spoilt {
+        let mut spec = ImageSpec::new("host:5000/repo/it:1.0-RC@sha256:0");
+        let with = |spec: &ImageSpec| Config { images: [(name("m"), spec.clone())].into(), ..config() };
+        assert_eq!(with(&spec).check(), Ok(()));
+        spoil(&mut spec);
+        let problem = format!("docker.images.m.{problem}");
+        assert!(refused(with(&spec)).starts_with(&problem), "{}", refused(with(&spec)));
+    }
     let limits = Limits { cpus: f64::NAN, ..Limits::default() };
     assert!(refused(Config { limits, ..config() }).contains("docker.cpus"));
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::catalog::Catalog;
 use crate::runtime::rten::Rten;
-use schemas::Datatype;
+use schemas::{Datatype, FailureKind};
 
 const TOML: &str = include_str!("../../../models/digits/model.toml");
 const ONNX: &[u8] = include_bytes!("../../../models/digits/model.onnx");

@@ -61,16 +61,20 @@ pub(super) async fn ran(model: ModelName, answer: Bytes, took: Duration) -> Resu
 
 /// Whose fault it is that `model`'s function gave no answer.
 pub(super) fn failure(model: &ModelName, error: InvokeError) -> Failure {
+    let mut pause = None;
     let (kind, words) = match error {
         InvokeError::Function { type_, message } => {
             (kind_of(&type_), format!("failed with {}: {}", plain(&type_), plain(&message)))
         }
-        InvokeError::Throttled(words) => (FailureKind::Busy, words),
+        InvokeError::Throttled { words, retry_after } => {
+            pause = retry_after;
+            (FailureKind::Busy, words)
+        }
         InvokeError::TooLarge(words) => (FailureKind::LaneUnavailable, words),
         InvokeError::TimedOut(words) => (FailureKind::Timeout, words),
         InvokeError::Unreachable(words) => (FailureKind::LaneUnavailable, words),
     };
-    Failure::new(kind, format!("function of {model} {}", plain(&words)))
+    Failure { retry_after: pause, ..Failure::new(kind, format!("function of {model} {}", plain(&words))) }
 }
 
 /// What a function's own word for its error means. A function that knows ours may say that the input is to blame, which

@@ -337,13 +337,12 @@ impl Shared {
             }
             Taken::Full { running, of_one_function } => {
                 let (whose, setting) = if of_one_function {
-                    ("its instances", "function_concurrency_max")
+                    ("its instances", "serverless.host.function_concurrency_max")
                 } else {
-                    ("instances", "concurrency_max")
+                    ("instances", "serverless.concurrency_max")
                 };
-                let words =
-                    format!("finds no room: {running} of {whose} run, as serverless.host.{setting} allows");
-                return Err(InvokeError::Throttled(words).into());
+                let words = format!("finds no room: {running} of {whose} run, as {setting} allows");
+                return Err(InvokeError::Throttled { words, retry_after: None }.into());
             }
             Taken::Stopped => {
                 return Err(InvokeError::Unreachable("is not run any more: the host ends".to_owned()).into());

@@ -2,6 +2,7 @@
 //! Protocol. They scale behind their address, to zero and back, and that is their platform's business: 429 and 503 say "come
 //! back later", which costs no attempt.
 
+use super::Away;
 use crate::lane::{Capacity, Executor, InvalidConfig, Ran, Task};
 use crate::remote::http::Http;
 use crate::remote::{Form, ModelServer};
@@ -53,6 +54,7 @@ pub struct HttpFunctions {
     servers: BTreeMap<ModelName, ModelServer>,
     payload_bytes_max: usize,
     capacity: watch::Sender<Capacity>,
+    away: Away,
 }
 
 impl HttpFunctions {
@@ -61,7 +63,7 @@ impl HttpFunctions {
         let invalid = |field, problem: String| InvalidConfig::new(field, problem);
         if config.concurrency_max == 0 {
             let problem = "is 0: use the number of jobs that may run there at once".to_owned();
-            return Err(invalid("serverless.http.concurrency_max", problem));
+            return Err(invalid("serverless.concurrency_max", problem));
         }
         if config.models.is_empty() {
             let problem = "is empty: name the models that have a function".to_owned();
@@ -80,6 +82,7 @@ impl HttpFunctions {
             servers: config.models.iter().map(server).collect::<Result<_, _>>()?,
             payload_bytes_max: config.payload_bytes_max,
             capacity: watch::Sender::new(Capacity { slots: config.concurrency_max, abandoned: 0 }),
+            away: Away::default(),
         })
     }
 }
@@ -99,7 +102,8 @@ impl Executor for HttpFunctions {
     }
 
     fn backend(&self) -> Option<Backend> {
-        Some(Backend { name: format!("HTTP functions at {}", self.url), ..Backend::default() })
+        let name = format!("HTTP functions at {}", self.url);
+        Some(self.away.told(Backend { name, ..Backend::default() }))
     }
 
     async fn run(&self, task: Task) -> Result<Ran, Failure> {
@@ -113,7 +117,10 @@ impl Executor for HttpFunctions {
                 format!("input of {} has {bytes} bytes: HTTP functions take at most {bytes_max}", task.model);
             return Err(Failure::new(FailureKind::LaneUnavailable, message));
         }
-        server.infer(&task).await
+        let ran = server.infer(&task).await;
+        let away = ran.as_ref().err().filter(|failure| failure.kind == FailureKind::LaneUnavailable);
+        self.away.note(away.map(|failure| failure.message.clone()));
+        ran
     }
 
     async fn stop(&self) {

@@ -8,7 +8,7 @@
 use super::{Call, Functions, InvokeError, LAMBDA_PAYLOAD_BYTES_MAX};
 use crate::lane::InvalidConfig;
 use crate::remote::http::{Http, HttpError, Parts, Reply};
-use crate::remote::{has_login, no_address};
+use crate::remote::{has_login, no_address, retry_after};
 use async_trait::async_trait;
 use aws_credential_types::Credentials as Keys;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
@@ -225,7 +225,7 @@ fn read(function: &str, reply: Reply) -> Result<Bytes, InvokeError> {
     let words = format!("({function}) answered {status}: {}", words(&reply));
     Err(match status {
         413 => InvokeError::TooLarge(words),
-        429 => InvokeError::Throttled(words),
+        429 => InvokeError::Throttled { words, retry_after: retry_after(&reply.headers) },
         404 => InvokeError::Unreachable(format!("({function}) is not there: {words}")),
         _ => InvokeError::Unreachable(words),
     })

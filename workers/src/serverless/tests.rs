@@ -96,7 +96,11 @@ async fn whose_fault_it_is_shows_in_the_kind() {
         (function("invalid_input"), FailureKind::InvalidInput, "a b"),
         (function("unknown_model"), FailureKind::LaneUnavailable, "a b"),
         (function("busy"), FailureKind::Busy, "a b"),
-        (InvokeError::Throttled("waits".into()), FailureKind::Busy, "function of m waits"),
+        (
+            InvokeError::Throttled { words: "waits".into(), retry_after: None },
+            FailureKind::Busy,
+            "function of m waits",
+        ),
         (InvokeError::TooLarge("is small".into()), FailureKind::LaneUnavailable, "is small"),
         (InvokeError::TimedOut("hung".into()), FailureKind::Timeout, "hung"),
         (InvokeError::Unreachable("is away".into()), FailureKind::LaneUnavailable, "is away"),

@@ -4,6 +4,7 @@ use crate::stage::{LONG, call, config, function_error, gone, host, invoke, of, t
 use libtest_mimic::Trial;
 use schemas::ModelName;
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,11 +61,16 @@ async fn starts() {
         init_timeout: short,
         ..config(&["crash", "init_error", "never_asks", "missing", "no_folder"])
     };
+    // There when the host starts, and gone when the function does.
+    let program = tempfile::NamedTempFile::new().unwrap();
+    std::fs::set_permissions(program.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let missing = ModelName::new("missing").unwrap();
-    config.functions.get_mut(&missing).unwrap().command = vec!["/nowhere/python3".into()];
+    config.functions.get_mut(&missing).unwrap().command = vec![program.path().into()];
+    let folder = tempfile::tempdir().unwrap();
     let no_folder = ModelName::new("no-folder").unwrap();
-    config.functions.get_mut(&no_folder).unwrap().task_root = "/nowhere".into();
+    config.functions.get_mut(&no_folder).unwrap().task_root = folder.path().to_owned();
     let host = host(config).await;
+    let (program, folder) = (program.into_temp_path().to_owned(), folder.path().to_owned());
     for (function, kind, expected) in [
         (
             "crash",
@@ -73,7 +79,7 @@ async fn starts() {
         ),
         ("init-error", "Runtime.ImportModuleError", "no module named torch"),
         ("never-asks", "Sandbox.InitTimedout", "within 300 ms of its start"),
-        ("missing", "Runtime.ExitError", "cannot start /nowhere/python3: No such file"),
+        ("missing", "Runtime.ExitError", &format!("cannot start {}: No such file", program.display())),
     ] {
         for attempt in 1..=2 {
             let error = host.invoke(call(function, &json!({}), LONG)).await.unwrap_err();
@@ -85,7 +91,8 @@ async fn starts() {
     }
     let error = invoke(&host, "no-folder", &json!({})).await.unwrap_err();
     assert!(
-        matches!(&error, InvokeError::Unreachable(words) if words.contains("cannot be started")),
+        matches!(&error, InvokeError::Unreachable(words)
+            if words.contains(&format!("cannot be started: {}: No such file", folder.display()))),
         "{error:?}"
     );
     let error = host.invoke(call("never-asks", &json!({}), Duration::from_millis(50))).await.unwrap_err();

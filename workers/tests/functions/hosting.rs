@@ -138,7 +138,7 @@ async fn limits() {
     until("one is busy", || of(&host, "good").busy == 1).await;
     let error = invoke(&host, "good", &json!({})).await.unwrap_err();
     assert!(
-        matches!(&error, InvokeError::Throttled(words) if words.contains("function_concurrency_max")),
+        matches!(&error, InvokeError::Throttled { words, .. } if words.contains("function_concurrency_max")),
         "{error:?}"
     );
 
@@ -147,7 +147,7 @@ async fn limits() {
     until("the idle one made room", || gone(&idle["pid"])).await;
     let error = invoke(&host, "third", &json!({})).await.unwrap_err();
     assert!(
-        matches!(&error, InvokeError::Throttled(words) if words.contains("2 of instances run")),
+        matches!(&error, InvokeError::Throttled { words, .. } if words.contains("2 of instances run")),
         "{error:?}"
     );
 

@@ -7,8 +7,12 @@ use schemas::ModelName;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Least memory of a function's process, in bytes.
+const MEMORY_MIN: u64 = 16 << 20;
 
 /// Settings of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +68,33 @@ impl Function {
     }
 }
 
+impl Function {
+    /// The first field that cannot work, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let Some(program) = self.command.first() else {
+            return Err(("command", "is empty: use a program's path, and its arguments".to_owned()));
+        };
+        // One without a folder is looked for where the function's own PATH says, which its keeper does.
+        let program = Path::new(program);
+        if program.components().count() > 1 {
+            let path = self.task_root.join(program);
+            let is_program = path.metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
+            if !is_program {
+                return Err(("command", format!("begins with {}, which is no program", path.display())));
+            }
+        }
+        if !self.task_root.is_absolute() || !self.task_root.is_dir() {
+            let problem = "is no folder: use the full path of one that is there";
+            return Err(("task_root", format!("{} {problem}", self.task_root.display())));
+        }
+        if self.limits.memory_bytes < MEMORY_MIN {
+            let problem = format!("is {} bytes: use at least 16 MiB", self.limits.memory_bytes);
+            return Err(("memory", problem));
+        }
+        Ok(())
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -93,20 +124,16 @@ impl Config {
         if self.functions.is_empty() {
             return invalid("serverless.host.functions", "is empty: name at least one model");
         }
-        if self.functions.values().any(|function| function.command.is_empty()) {
-            return invalid("serverless.host.functions", "has one without a command: use a program's path");
-        }
-        if self.functions.values().any(|function| function.limits.memory_bytes < 16 << 20) {
-            return invalid(
-                "serverless.host.functions",
-                "has one with too little memory: use at least 16 MiB",
-            );
+        for (model, function) in &self.functions {
+            function.check().map_err(|(field, problem)| {
+                InvalidConfig::new(format!("serverless.host.functions.{model}.{field}"), problem)
+            })?;
         }
         if self.keeper.is_empty() {
             return invalid("serverless.host.keeper", "is empty: use the program that calls keep()");
         }
         for (field, limit) in [
-            ("serverless.host.concurrency_max", self.concurrency_max),
+            ("serverless.concurrency_max", self.concurrency_max),
             ("serverless.host.function_concurrency_max", self.function_concurrency_max),
         ] {
             if limit == 0 {
@@ -126,5 +153,50 @@ impl Config {
             ),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_that_cannot_work_is_named_with_its_field() {
+        let command = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let good = || Function::new(command(&["/bin/sh", "-c", "true"]));
+        let config = |function| Config {
+            functions: [(ModelName::new("m.1").unwrap(), function)].into(),
+            keeper: command(&["keep"]),
+            ..Config::default()
+        };
+        assert_eq!(config(good()).check(), Ok(()));
+        assert_eq!(config(Function { command: command(&["python3"]), ..good() }).check(), Ok(()));
+        let in_folder = Function { command: command(&["./sh"]), task_root: "/bin".into(), ..good() };
+        assert_eq!(config(in_folder).check(), Ok(()));
+        let mut small = good();
+        small.limits.memory_bytes = 1;
+        for (function, expected) in [
+            (Function { command: Vec::new(), ..good() }, "command is empty"),
+            (
+                Function { command: command(&["/nowhere/sh"]), ..good() },
+                "command begins with /nowhere/sh, which is no",
+            ),
+            (
+                Function { command: command(&["/etc/passwd"]), ..good() },
+                "command begins with /etc/passwd, which is no",
+            ),
+            (
+                Function { command: command(&["bin/sh"]), task_root: "/usr/nowhere".into(), ..good() },
+                "command begins",
+            ),
+            (Function { task_root: "/nowhere".into(), ..good() }, "task_root /nowhere is no folder"),
+            (Function { task_root: "bin".into(), ..good() }, "task_root bin is no folder"),
+            (small, "memory is 1 bytes: use at least 16 MiB"),
+        ] {
+            let problem = config(function).check().unwrap_err().to_string();
+            assert!(problem.starts_with(&format!("serverless.host.functions.m.1.{expected}")), "{problem}");
+        }
+        let problem = Config { concurrency_max: 0, ..config(good()) }.check().unwrap_err().to_string();
+        assert!(problem.starts_with("serverless.concurrency_max is 0"), "{problem}");
     }
 }

@@ -185,7 +185,7 @@ fn document(type_: &str, message: &str) -> Bytes {
 fn refusal(error: &InvokeError) -> Option<Response> {
     match error {
         InvokeError::Function { .. } | InvokeError::TimedOut(_) => None,
-        InvokeError::Throttled(words) => {
+        InvokeError::Throttled { words, .. } => {
             let refusal = refuse(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", words);
             Some(([("retry-after", "1")], refusal).into_response())
         }

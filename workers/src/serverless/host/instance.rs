@@ -84,14 +84,15 @@ impl Instance {
                 let words = process.end().await;
                 (end, phase, words)
             }
-            Err(error) => (End::NotStarted(error.to_string()), Phase::Starting, Words::default()),
+            Err(problem) => (End::NotStarted(problem), Phase::Starting, Words::default()),
         };
         self.close(end, phase, &words);
     }
 
-    async fn start(&self) -> std::io::Result<(Process, mpsc::Receiver<Event>, tokio::task::JoinHandle<()>)> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let address = listener.local_addr()?;
+    async fn start(&self) -> Result<(Process, mpsc::Receiver<Event>, tokio::task::JoinHandle<()>), String> {
+        let no_port = |error| format!("no port for it: {error}");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(no_port)?;
+        let address = listener.local_addr().map_err(no_port)?;
         let (sender, events) = mpsc::channel(4);
         let process = Process::start(&self.shared.config, &self.function, self.id, address)?;
         let listening = tokio::spawn(api::serve(listener, sender, self.shared.config.payload_bytes_max));

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,12 +39,17 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn start(config: &Config, name: &ModelName, id: Id, api: SocketAddr) -> std::io::Result<Self> {
+    pub(super) fn start(config: &Config, name: &ModelName, id: Id, api: SocketAddr) -> Result<Self, String> {
         let function = config.functions.get(name).expect("only configured functions are taken on");
         let mut command = function.limits.command(&config.keeper, &function.command);
         command.env_clear().envs(environment(config, name, id, api)).current_dir(&function.task_root);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = Command::from(command).spawn()?;
+        let mut child = Command::from(command).spawn().map_err(|error| {
+            // The system's word is the same for both.
+            let root = &function.task_root;
+            let what = if root.is_dir() { Path::new(&config.keeper[0]) } else { root };
+            format!("{}: {error}", what.display())
+        })?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let group = group.expect("a process that was just started has an id, and ids on Linux fit an i32");
         let words = Words::default();

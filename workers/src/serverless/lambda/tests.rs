@@ -75,9 +75,11 @@ fn what_the_service_answers_is_told_apart() {
                 &[("x-amzn-errortype", "TooManyRequestsException:http://x"), ("retry-after", "7")],
                 r#"{"message":"Rate exceeded","Reason":"CallerRateLimitExceeded"}"#,
             ),
-            InvokeError::Throttled(
-                "(f) answered 429: TooManyRequestsException Rate exceeded (come back after 7 s)".to_owned(),
-            ),
+            InvokeError::Throttled {
+                words: "(f) answered 429: TooManyRequestsException Rate exceeded (come back after 7 s)"
+                    .to_owned(),
+                retry_after: Some(Duration::from_secs(7)),
+            },
         ),
         (reply(413, &[], ""), InvokeError::TooLarge("(f) answered 413: without a word".to_owned())),
         (
