@@ -148,10 +148,12 @@ mod tests {
     #[tokio::test]
     async fn one_over_the_limit_waits_and_one_that_says_nothing_is_let_go() {
         let limits = Limits { connections_max: 1, head_timeout: Some(Duration::from_millis(200)), ..LIMITS };
-        let Face { address, .. } = face(limits).await;
+        let face = face(limits).await;
+        let address = face.address;
         let silent = TcpStream::connect(address).await.unwrap();
         let waiting = ask(address, "/").await;
         assert!(answer(waiting).await.ends_with("well"), "once the silent one is gone");
         assert_eq!(answer(silent).await, "");
+        face.serving.abort();
     }
 }

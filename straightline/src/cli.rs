@@ -291,7 +291,15 @@ pub enum Config {
     /// Print every setting with its value; passwords are hidden.
     Show,
     /// Check the configuration, and whether broker and state can be reached.
-    Check,
+    Check(Check),
+}
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Ask too whether workers of these lanes could run jobs on this machine: local, docker, serverless, with commas
+    /// between. That is the engine with its images, and the server beside the worker; functions are not called.
+    #[arg(long, value_name = "LANES", value_delimiter = ',')]
+    pub lanes: Vec<Lane>,
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

@@ -3,10 +3,12 @@
 use crate::config::lanes::{Function, Provider, Server};
 use crate::config::{ConfigError, Settings};
 use crate::roles;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use schemas::{Lane, ModelName};
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 use workers::catalog::Catalog;
 use workers::docker::{self, Docker};
 use workers::lane::{Executor, Held};
@@ -16,6 +18,8 @@ use workers::serverless::http::{self, HttpFunctions};
 use workers::serverless::lambda::{self, Credentials, Lambda};
 use workers::serverless::{self, Functions, Serverless};
 
+/// How long a lane may take until it is ready, when it is only asked.
+const ASKED: Duration = Duration::from_secs(10);
 /// Longest answer of a model server beside the worker.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -34,6 +38,29 @@ pub async fn start(
         (Lane::Serverless, _) => serverless(settings, &catalog).await?,
     };
     Ok(Arc::new(Held::new(elsewhere, catalog.known().cloned())))
+}
+
+/// Starts `lane` as its worker would, and says what keeps it from running jobs here.
+pub async fn ask(settings: &Settings, lane: Lane, catalog: Catalog) -> Result<()> {
+    let mut settings = settings.clone();
+    // A worker of this machine may have it.
+    settings.serverless.host.invoke_listen = None;
+    let executor = start(&settings, lane, catalog, &roles::process_name("check")).await?;
+    let mut capacity = executor.capacity();
+    let ready = timeout(ASKED, capacity.wait_for(|capacity| capacity.slots > 0)).await.is_ok();
+    let problem =
+        executor.backend().and_then(|backend| Some(format!("{}: {}", backend.name, backend.problem?)));
+    let mut problems: Vec<String> = problem.into_iter().collect();
+    if ready {
+        problems.extend(executor.obstacles().await.into_iter().map(|obstacle| obstacle.message));
+    } else if problems.is_empty() {
+        problems.push(format!("it was not ready within {} s", ASKED.as_secs()));
+    }
+    executor.stop().await;
+    match problems.is_empty() {
+        true => Ok(()),
+        false => bail!("a {lane} worker could not run every job here: {}", problems.join("; ")),
+    }
 }
 
 /// Checks what is set about the lanes, as far as that goes without starting one.
@@ -76,8 +103,7 @@ async fn serverless(settings: &Settings, catalog: &Catalog) -> Result<Arc<dyn Ex
         Provider::Http => return Ok(Arc::new(http_functions(settings)?)),
         Provider::Lambda => {
             let named = ours.lambda.models.clone();
-            let known = || catalog.known().map(|contract| contract.name.clone()).collect();
-            let models = if named.is_empty() { known() } else { named };
+            let models = if named.is_empty() { models(catalog).collect() } else { named };
             (Arc::new(lambda(settings)?), models)
         }
         Provider::Host => {

@@ -140,6 +140,8 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<bool> {
         Command::Status(options) => commands::status::run(settings, &options).await,
         Command::Dead(command) => commands::dead::run(settings, command).await,
         Command::Config(cli::Config::Show) => commands::config::show(&settings).map(|()| true),
-        Command::Config(cli::Config::Check) => commands::config::check(settings).await.map(|()| true),
+        Command::Config(cli::Config::Check(options)) => {
+            commands::config::check(settings, &options).await.map(|()| true)
+        }
     }
 }

@@ -36,15 +36,15 @@ pub fn logs(log: &Log) -> Result<(), ConfigError> {
 
 /// What is shown: a level for all, and levels of their own for targets.
 fn filter(text: &str) -> Result<Targets, ConfigError> {
-    let asked = match text.trim() {
-        "" => Targets::new(),
-        text => text.parse().map_err(|error| {
-            ConfigError::Value(format!(
-                "log.filter {text:?} is not a filter: {error}; use a level, such as info, or targets with theirs, such as \
-                 warn,workers=debug"
-            ))
-        })?,
-    };
+    let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    // Without a word errors are shown all the same.
+    let asked = if parts.is_empty() { LevelFilter::ERROR.to_string() } else { parts.join(",") };
+    let asked: Targets = asked.parse().map_err(|error| {
+        ConfigError::Value(format!(
+            "log.filter {text:?} is not a filter: {error}; use a level, such as info, or targets with theirs, such as \
+             warn,workers=debug"
+        ))
+    })?;
     let asked =
         if text.contains("lapin") { asked } else { asked.with_target(UNLESS_NAMED, LevelFilter::OFF) };
     // The last word on its target, and more specific than any word on the crate.
@@ -103,6 +103,12 @@ mod tests {
     fn the_amqp_client_is_silent_unless_it_is_named() {
         let shows = |text: &str| filter(text).unwrap().would_enable("lapin::channels", &Level::ERROR);
         assert!(!shows("info") && !shows("trace") && shows("info,lapin=error"));
+        let levels = |text: &str| {
+            let filter = filter(text).unwrap();
+            [Level::ERROR, Level::WARN, Level::INFO].map(|level| filter.would_enable("workers", &level))
+        };
+        assert_eq!(levels(" "), [true, false, false], "errors are shown whatever is asked for");
+        assert_eq!(levels("info,"), [true, true, true]);
         let error = filter("workers=loudly").unwrap_err().to_string();
         assert!(error.contains("log.filter") && error.contains("such as info"), "{error}");
     }

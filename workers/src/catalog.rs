@@ -148,6 +148,7 @@ impl Catalog {
         for folder in &folders {
             let (contract, origin) = read_contract(folder)?;
             if contract.platform == REMOTE {
+                self.check_room()?;
                 self.entries.remove(&contract.name);
                 self.remote.insert(contract.name.clone(), Arc::new(contract));
             } else {
@@ -175,12 +176,18 @@ impl Catalog {
         self.entries.values()
     }
 
-    /// The contracts of all models but the diagnostic ones: those that others run are among them.
-    pub fn known(&self) -> impl Iterator<Item = &Arc<ModelContract>> {
-        self.entries().map(|entry| &entry.contract).chain(self.remote.values())
+    /// The contracts of models that others run.
+    pub fn remote(&self) -> impl Iterator<Item = &Arc<ModelContract>> {
+        self.remote.values()
     }
 
-    /// The contracts of all models, the diagnostic ones among them: those take anything, as opaque bytes.
+    /// The contracts of all models but the diagnostic ones, whoever runs them.
+    pub fn known(&self) -> impl Iterator<Item = &Arc<ModelContract>> {
+        self.entries().map(|entry| &entry.contract).chain(self.remote())
+    }
+
+    /// The contracts of all models that can be run here, the diagnostic ones among them: those take anything, as opaque
+    /// bytes.
     pub fn contracts(&self) -> Vec<ModelContract> {
         let diagnostic = |name| ModelContract {
             name,
@@ -193,8 +200,8 @@ impl Catalog {
             outputs: Vec::new(),
         };
         let names = Diagnostic::all().filter(|_| self.diagnostics).map(|(name, _)| name);
-        let known = self.known().map(|contract| ModelContract::clone(contract));
-        known.chain(names.map(diagnostic)).collect()
+        let entries = self.entries().map(|entry| ModelContract::clone(&entry.contract));
+        entries.chain(names.map(diagnostic)).collect()
     }
 
     /// The contract of one model.
@@ -212,10 +219,12 @@ impl Catalog {
         self.entries.is_empty()
     }
 
+    fn check_room(&self) -> Result<(), CatalogError> {
+        if self.entries.len() + self.remote.len() < MODELS_MAX { Ok(()) } else { Err(CatalogError::TooMany) }
+    }
+
     fn insert(&mut self, entry: Entry) -> Result<(), CatalogError> {
-        if self.len() + self.remote.len() >= MODELS_MAX {
-            return Err(CatalogError::TooMany);
-        }
+        self.check_room()?;
         let (name, origin) = (entry.contract.name.clone(), entry.origin.clone());
         if let Some(before) = self.entries.insert(name.clone(), entry) {
             tracing::info!(model = %name, from = origin, "serving this in place of {}", before.origin);

@@ -290,7 +290,15 @@ impl ImageSpec {
             Some((repository, tag)) if !tag.contains('/') => repository,
             _ => repository,
         };
-        if repository.is_empty() || !repository.bytes().all(plain) || !self.image.is_ascii() {
+        // The registry in front of it is a host's name.
+        let path = match repository.split_once('/') {
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path,
+            _ => repository,
+        };
+        if repository.is_empty()
+            || !path.bytes().all(plain)
+            || !self.image.bytes().all(|byte| byte.is_ascii_graphic())
+        {
             let problem = "is no image's name: use repository:tag, the repository in small letters";
             return Err(("image", format!("{:?} {problem}", self.image)));
         }
@@ -439,6 +447,10 @@ impl Executor for Docker {
 
     fn backend(&self) -> Option<Backend> {
         Some(self.summary.borrow().backend(&self.host))
+    }
+
+    async fn obstacles(&self) -> Vec<Failure> {
+        self.client.missing().await
     }
 
     /// Waiting for a container to be ready does not count against the task's limit.

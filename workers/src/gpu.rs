@@ -77,8 +77,10 @@ pub fn publish(gpus: &[Gpu], shown: &mut Shown) {
             ("straightline_gpu_used_ratio", gpu.used),
         ];
         for (name, value) in known {
-            let news = value.is_some() && shown.0.insert((gpu.index, name));
-            if news || shown.0.contains(&(gpu.index, name)) {
+            if value.is_some() {
+                shown.0.insert((gpu.index, name));
+            }
+            if shown.0.contains(&(gpu.index, name)) {
                 metrics::gauge!(name, "gpu" => index.clone()).set(value.unwrap_or(f64::NAN));
             }
         }

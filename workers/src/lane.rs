@@ -35,6 +35,11 @@ pub trait Executor: Send + Sync {
         None
     }
 
+    /// What would keep a model from being run, as far as that can be told without running it.
+    async fn obstacles(&self) -> Vec<Failure> {
+        Vec::new()
+    }
+
     /// Runs `task` once, within [`Task::limit`]. A failure says whose fault it was by its kind: `Busy` costs the job
     /// no attempt. Dropping the future gives the run up: a lane that can stop a run does so, and one that cannot
     /// lets nobody see its end.

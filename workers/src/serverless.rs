@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use schemas::heartbeat::Backend;
 use schemas::{Failure, Lane, ModelName};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -108,19 +109,23 @@ pub struct Serverless {
     away: Away,
 }
 
-/// Why nobody who runs functions was reached of late, until one is.
+/// By model: why nobody who runs its function was reached of late, until one is.
 #[derive(Default)]
-struct Away(Mutex<Option<String>>);
+struct Away(Mutex<BTreeMap<ModelName, String>>);
 
 impl Away {
-    fn note(&self, problem: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    fn note(&self, model: &ModelName, problem: Option<String>) {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match problem {
+            Some(problem) => noted.insert(model.clone(), problem),
+            None => noted.remove(model),
+        };
     }
 
     /// How that provider is then, which says nothing of it itself.
     fn told(&self, backend: Backend) -> Backend {
-        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Backend { problem: backend.problem.or(noted), ..backend }
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Backend { problem: backend.problem.or_else(|| noted.values().next().cloned()), ..backend }
     }
 }
 
@@ -168,10 +173,8 @@ impl Executor for Serverless {
         let call = event::of(task, self.payload_bytes_max).await?;
         let began = Instant::now();
         let answer = self.functions.invoke(call).await;
-        self.away.note(match &answer {
-            Err(error @ InvokeError::Unreachable(_)) => Some(error.to_string()),
-            _ => None,
-        });
+        let away = answer.as_ref().err().filter(|error| matches!(error, InvokeError::Unreachable(_)));
+        self.away.note(&model, away.map(|error| format!("function of {model} {error}")));
         let answer = answer.map_err(|error| event::failure(&model, error))?;
         event::ran(model, answer, began.elapsed()).await
     }

@@ -47,6 +47,13 @@ impl Endpoint {
         if host.is_empty() || host.starts_with(':') {
             return Err(wrong(format!("names no host: {EXAMPLE}")));
         }
+        if let Some(file) = ca_file.filter(|_| uri.scheme != AMQPScheme::AMQPS) {
+            let problem = format!(
+                "is {}, but {URL} is not encrypted: use amqps:// there, or leave this out",
+                file.display()
+            );
+            return Err(BrokerError::Config { field: CA_FILE, problem });
+        }
         let tls = (uri.scheme == AMQPScheme::AMQPS).then(|| Tls::trusting(ca_file)).transpose();
         let tls = tls.map_err(|problem| BrokerError::Config { field: CA_FILE, problem })?;
         Ok(Self { uri, tls })
@@ -140,5 +147,8 @@ mod tests {
         let empty = tempfile::NamedTempFile::new().unwrap();
         let error = Endpoint::parse(&url, Some(empty.path())).unwrap_err().to_string();
         assert!(error.contains("no certificate"), "{error}");
+        let plain = SecretString::from("amqp://localhost");
+        let error = Endpoint::parse(&plain, Some(empty.path())).unwrap_err().to_string();
+        assert!(error.starts_with("broker.ca_file is ") && error.contains("use amqps://"), "{error}");
     }
 }

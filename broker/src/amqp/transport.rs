@@ -3,14 +3,14 @@
 use async_rs::traits::Reactor;
 use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
-use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite};
+use futures_util::{Stream, TryFutureExt};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -34,16 +34,26 @@ pub(super) trait Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin
 
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Io for T {}
 
+/// A connection to one of the addresses.
+pub(super) async fn connect(addresses: impl ToSocketAddrs) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(addresses).await?;
+    // Without it a small frame waits for the broker's delayed acknowledgement of the one before it.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// `stream` as it is.
+fn plain(stream: TcpStream) -> Wire {
+    let stream: Box<dyn Io> = Box::new(stream);
+    stream.compat()
+}
+
 /// `stream`, encrypted for `host` where there is a `tls`.
 pub(super) async fn wrap(stream: TcpStream, tls: Option<&Tls>, host: &str) -> io::Result<Wire> {
-    let stream: Box<dyn Io> = match tls {
-        None => Box::new(stream),
-        Some(tls) => {
-            let name = ServerName::try_from(host.to_owned());
-            let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-            Box::new(tls.0.connect(name, stream).await?)
-        }
-    };
+    let Some(tls) = tls else { return Ok(plain(stream)) };
+    let name = ServerName::try_from(host.to_owned());
+    let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let stream: Box<dyn Io> = Box::new(tls.0.connect(name, stream).await?);
     Ok(stream.compat())
 }
 
@@ -106,7 +116,7 @@ impl Reactor for Net {
         &self,
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
-        async move { wrap(TcpStream::connect(address).await?, None, "").await }
+        connect(address).map_ok(plain)
     }
 }
 

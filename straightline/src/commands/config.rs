@@ -2,7 +2,7 @@
 
 use crate::config::{Services, Settings};
 use crate::station::Station;
-use crate::{lanes, print, roles};
+use crate::{cli, lanes, print, roles};
 use anyhow::Result;
 use schemas::Lane;
 use workers::lane::Executor;
@@ -12,8 +12,8 @@ pub fn show(settings: &Settings) -> Result<()> {
     print::text(&settings.to_toml()?)
 }
 
-/// Checks settings, loads the models, then reaches for broker and state.
-pub async fn check(settings: Settings) -> Result<()> {
+/// Checks settings, loads the models, then reaches for broker and state, and for what the lanes asked for need.
+pub async fn check(settings: Settings, options: &cli::Check) -> Result<()> {
     settings.check(Services::Together)?;
     roles::dispatcher_config(&settings, None)?;
     for lane in Lane::ALL {
@@ -21,6 +21,9 @@ pub async fn check(settings: Settings) -> Result<()> {
     }
     let catalog = roles::catalog(&settings)?;
     lanes::check(&settings, &catalog)?;
+    for lane in &options.lanes {
+        lanes::ask(&settings, *lane, catalog.clone()).await?;
+    }
     let lane = roles::load(&settings, catalog).await?;
     let models = lane.models().len();
     lane.stop().await;

@@ -106,8 +106,8 @@ fn table(status: &Status) -> String {
             worker.running,
             worker.slots
         ));
-        let told = status.lanes.iter().any(|lane| lane.lane == worker.lane && lane.note.is_some());
-        for text in backend_rows(worker, told) {
+        let lane = status.lanes.iter().find(|lane| lane.lane == worker.lane);
+        for text in backend_rows(worker, lane.and_then(|lane| lane.note.as_deref()).unwrap_or_default()) {
             line(format!("  {text}"));
         }
     }
@@ -140,12 +140,13 @@ fn models_of(lane: Lane, workers: &[WorkerReport]) -> String {
     if more == 0 { shown } else { format!("{shown} and {more} more (--json has all)") }
 }
 
-/// Who runs a worker's jobs, and what that one has started. Why it runs none is left out where the lane has `told` it.
-fn backend_rows(worker: &WorkerReport, told: bool) -> Vec<String> {
+/// Who runs a worker's jobs, and what that one has started. Why it runs none is left out where the lane's note has `told`
+/// it.
+fn backend_rows(worker: &WorkerReport, told: &str) -> Vec<String> {
     let gpus = worker.resources.gpus.iter().flatten().map(gpu_row);
     let Some(backend) = &worker.backend else { return gpus.collect() };
     let waiting = if backend.waiting == 0 { String::new() } else { format!(", {} waiting", backend.waiting) };
-    let problem = backend.problem.as_ref().filter(|_| !told);
+    let problem = backend.problem.as_ref().filter(|problem| !told.contains(*problem));
     let problem = problem.map(|problem| format!(": {problem}")).unwrap_or_default();
     let instances = backend.instances.iter().map(instances_row);
     std::iter::once(format!("{}{waiting}{problem}", backend.name)).chain(instances).chain(gpus).collect()

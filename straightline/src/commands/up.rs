@@ -36,7 +36,8 @@ pub async fn run(settings: Settings, metrics: PrometheusHandle) -> Result<()> {
     let address = listener.local_addr()?;
     let station = Station::open(settings).await?;
     let catalog = roles::catalog(&station.settings)?;
-    let contracts = catalog.contracts();
+    let remote = catalog.remote().map(|contract| contract.as_ref().clone());
+    let contracts: Vec<_> = catalog.contracts().into_iter().chain(remote).collect();
     let mut workers = Vec::new();
     for lane in &station.settings.up.lanes {
         workers.push(roles::work(&station, *lane, catalog.clone(), None).await?);

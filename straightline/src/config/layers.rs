@@ -10,7 +10,7 @@ use toml::{Table, Value};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("configuration file {path}: {source}")]
+    #[error("configuration file {path} cannot be read: {source}")]
     File {
         /// The file.
         path: PathBuf,
@@ -181,6 +181,10 @@ fn explained(message: &str) -> String {
         ("integer overflow", "use a size such as 64KiB"),
         ("socket address", "use an address and a port, such as 127.0.0.1:8080"),
         ("socket address syntax", "use an address and a port, such as 127.0.0.1:8080"),
+        ("untagged enum Gpus", "use a number, \"all\", or a list of indexes or UUIDs"),
+        ("expected u16", "use a port, 1 to 65535"),
+        ("expected u32", "use a whole number from 0 to 4294967295"),
+        ("expected u64", "use a whole number, 0 or more"),
     ];
     match remedies.iter().find(|(end, _)| message.ends_with(end)) {
         Some((_, remedy)) => format!("{message}: {remedy}"),
@@ -262,6 +266,19 @@ mod tests {
             ("[dispatcher]\nwindow = 5", "line 2: dispatcher.window: ", "10s"),
             ("[serverless.host]\nidle_timeout = \"soon\"", "line 2: serverless.host.idle_timeout: ", "10s"),
             ("[client]\nname = 7", "line 2: client.name: ", "in quotes"),
+            (
+                "[docker.images.\"m.1\"]\nimage = \"i\"\ngpus = \"some\"",
+                "line 3: docker.images.m.1.gpus: ",
+                "\"all\"",
+            ),
+            (
+                "[docker.images.m]\nimage = \"i\"\nport = 99999",
+                "line 3: docker.images.m.port: ",
+                "1 to 65535",
+            ),
+            ("[docker]\ncontainers_max = -1", "line 2: docker.containers_max: ", "from 0 to"),
+            ("[docker.images.m]\nport = 80", "line 1: docker.images.m: ", "missing field `image`"),
+            ("[dispatch]\nwindow = \"1s\"", "line 1: unknown field `dispatch`", "dispatcher"),
         ] {
             let file = file(text);
             let error = load(Some(file.path()), [], &[]).unwrap_err().to_string();

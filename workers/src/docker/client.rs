@@ -4,7 +4,7 @@ use super::Config;
 use super::engine::{Engine, Look};
 use super::keeper::Event;
 use super::pool::Key;
-use super::starter::{cause, obituary};
+use super::starter::{absent, cause, obituary};
 use crate::lane::{Ran, Task};
 use crate::remote::ModelServer;
 use schemas::{Failure, FailureKind, ModelName};
@@ -140,6 +140,20 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// The images that are configured, not there and not to be fetched.
+    pub(super) async fn missing(&self) -> Vec<Failure> {
+        let mut missing = Vec::new();
+        for (model, spec) in self.config.images.iter().filter(|_| !self.config.pull) {
+            let problem = match self.engine.has_image(&spec.image).await {
+                Ok(true) => continue,
+                Ok(false) => absent(model, &spec.image),
+                Err(error) => error.to_string(),
+            };
+            missing.push(Failure::new(FailureKind::LaneUnavailable, problem));
+        }
+        missing
     }
 
     /// Ends the keeper, and with it all containers.

@@ -198,8 +198,8 @@ impl Keeper {
             Event::Imaged { model, outcome } => match outcome {
                 Ok(image) => self.pool.found(model, image),
                 Err(NotStarted { failure, own_fault, .. }) => {
-                    self.refused(model.to_string(), &failure);
-                    self.pool.failed(model, failure, own_fault, now);
+                    tracing::warn!(%model, reason = failure.message, "image is not to be had");
+                    self.pool.not_found(model, failure, own_fault, now);
                 }
             },
             Event::Began { key, number, took, outcome } => {
@@ -255,16 +255,13 @@ impl Keeper {
                 self.pool.started(key, now);
             }
             Err(NotStarted { failure, own_fault, left }) => {
-                self.refused(model, &failure);
+                tracing::warn!(model, reason = failure.message, "container did not become ready");
+                metrics::counter!("straightline_container_start_failures_total", "model" => model)
+                    .increment(1);
                 self.pool.not_started(key, failure, own_fault, now);
                 self.leave(key, left);
             }
         }
-    }
-
-    fn refused(&self, model: String, failure: &Failure) {
-        tracing::warn!(model, reason = failure.message, "container did not become ready");
-        metrics::counter!("straightline_container_start_failures_total", "model" => model).increment(1);
     }
 
     fn up(&mut self, version: String, found: &[Found]) {
@@ -286,9 +283,10 @@ impl Keeper {
         }
         let starter = Arc::clone(&self.starter);
         self.tasks.spawn(async move { starter.prepare().await });
+        // Before the capacity, whose change has it reported.
+        self.summary.send_modify(|summary| (summary.engine, summary.away) = (Some(version), None));
         let slots = self.config.slots();
         self.capacity.send_if_modified(|capacity| std::mem::replace(&mut capacity.slots, slots) != slots);
-        self.summary.send_modify(|summary| (summary.engine, summary.away) = (Some(version), None));
     }
 
     fn away(&mut self, error: &EngineError) {

@@ -23,11 +23,17 @@ pub(super) fn this() -> Owner {
 /// Whether a container with these labels belonged to a worker that is dead: one of the same name as ours that is not
 /// us, or one whose process is gone.
 pub(super) fn is_orphan(labels: &BTreeMap<String, String>, worker: &str, owner: &Owner) -> bool {
-    let label = |name: &str| labels.get(name).map_or("", String::as_str);
-    if label(LABEL_OWNER) == owner.instance {
-        return false;
-    }
-    label(LABEL_WORKER) == worker || is_dead(label(LABEL_PROCESS))
+    let of_our_name = labels.get(LABEL_WORKER).is_some_and(|name| name == worker);
+    (of_our_name && !is_ours(labels, owner)) || is_outlived(labels, owner)
+}
+
+/// The same of what a process owned that is gone for certain.
+pub(super) fn is_outlived(labels: &BTreeMap<String, String>, owner: &Owner) -> bool {
+    !is_ours(labels, owner) && labels.get(LABEL_PROCESS).is_some_and(|process| is_dead(process))
+}
+
+fn is_ours(labels: &BTreeMap<String, String>, owner: &Owner) -> bool {
+    labels.get(LABEL_OWNER).is_some_and(|instance| *instance == owner.instance)
 }
 
 /// Whether it can be told that the process does not live.

@@ -176,22 +176,27 @@ impl Pool {
         }
     }
 
-    /// A container did not become ready; it keeps its place until it is [`Self::removed`], and its model [failed].
-    ///
-    /// [failed]: Self::failed
+    /// It is not to be had: tasks that wait for it are told why, and if that was its own fault the model is left alone
+    /// for a while.
+    pub(super) fn not_found(&mut self, model: ModelName, failure: Failure, own_fault: bool, now: Instant) {
+        self.images.remove(&model);
+        self.failed(model, failure, own_fault, now);
+    }
+
+    /// A container did not become ready; it keeps its place until it is [`Self::removed`]. Its model fares as in
+    /// [`Self::not_found`].
     pub(super) fn not_started(&mut self, key: Key, failure: Failure, own_fault: bool, now: Instant) {
         let Some(container) = self.containers.get_mut(&key) else { return };
         container.stage = Stage::Leaving;
         let model = container.model.clone();
+        // It may have been what was wrong.
+        self.doubt(&model);
         self.failed(model, failure, own_fault, now);
     }
 
-    /// A model's image or container is not to be had. Tasks that wait for it are told why, and if that was its own
-    /// fault the model is left alone for a while.
-    pub(super) fn failed(&mut self, model: ModelName, failure: Failure, own_fault: bool, now: Instant) {
-        // It is looked for anew: it may have been what was wrong.
-        self.images.remove(&model);
-        if own_fault {
+    fn failed(&mut self, model: ModelName, failure: Failure, own_fault: bool, now: Instant) {
+        // Starts that ran side by side failed once.
+        if own_fault && self.faults.get(&model).is_none_or(|fault| fault.until <= now) {
             let times = self.faults.get(&model).map_or(0, |fault| fault.times);
             let rest = self.rules.rest.saturating_mul(1 << times.min(16)).min(REST_MAX);
             let fault = Fault { failure: failure.clone(), until: now + rest, times: times + 1 };
@@ -229,7 +234,18 @@ impl Pool {
 
     /// It is gone.
     pub(super) fn removed(&mut self, key: Key) {
-        self.containers.remove(&key);
+        let Some(container) = self.containers.remove(&key) else { return };
+        // An image that no container uses may be pruned.
+        if self.containers.values().all(|other| other.model != container.model) {
+            self.doubt(&container.model);
+        }
+    }
+
+    /// The image is looked for again before it is used again.
+    fn doubt(&mut self, model: &ModelName) {
+        if let Some(Image::There(_)) = self.images.get(model) {
+            self.images.remove(model);
+        }
     }
 
     /// Every container, with its model, its stage and its runs.
@@ -249,10 +265,11 @@ impl Pool {
 
     /// When [`Self::orders`] may have something to say though nothing happens.
     pub(super) fn wake(&self, now: Instant) -> Option<Instant> {
-        let times = self
-            .waiting
-            .iter()
-            .flat_map(|waiting| [waiting.since + self.rules.patience, waiting.since + self.rules.wait_max]);
+        let times = self.waiting.iter().flat_map(|waiting| {
+            let rested = self.faults.get(&waiting.model).map(|fault| fault.until);
+            let since = [waiting.since + self.rules.patience, waiting.since + self.rules.wait_max];
+            since.into_iter().chain(rested)
+        });
         times.filter(|time| *time > now).min()
     }
 
@@ -292,10 +309,17 @@ impl Pool {
             container.used = now;
             return Ok(key);
         }
+        let serves = |container: &Container| container.model == *model && container.stage == Stage::Serving;
+        let served = self.containers.values().any(serves);
+        let fault = self.faults.get(model).filter(|fault| fault.until > now);
+        if served && (fault.is_some() || self.told.contains_key(model)) {
+            // It only gets no further container for now.
+            return Err(self.too_long(waiting, now).map_or(Wait::For(None), Wait::Fail));
+        }
         if let Some(failure) = self.told.get(model) {
             return Err(Wait::Fail(failure.clone()));
         }
-        if let Some(fault) = self.faults.get(model).filter(|fault| fault.until > now) {
+        if let Some(fault) = fault {
             // Nothing was tried for this task, so it costs no attempt, or a queue would be spent on one mishap; but what
             // never starts must not keep its tasks until their deadlines.
             let kind = match fault.times < STARTS_FORGIVEN {
@@ -305,25 +329,11 @@ impl Pool {
             let failure = Failure::new(kind, &fault.failure.message).after(fault.until - now);
             return Err(Wait::Fail(failure));
         }
-        let waited = now.saturating_duration_since(waiting.since);
-        if waited >= self.rules.wait_max {
-            let ms = self.rules.wait_max.as_millis();
-            let message = match self.images.get(model) {
-                Some(Image::Sought) => {
-                    format!("image of {model} was not there within {ms} ms: it is still on its way")
-                }
-                _ => format!(
-                    "no container of {model} had a free slot within {ms} ms: all {} containers are in use",
-                    self.rules.containers_max
-                ),
-            };
-            return Err(Wait::Fail(Failure::new(FailureKind::Busy, message)));
+        if let Some(failure) = self.too_long(waiting, now) {
+            return Err(Wait::Fail(failure));
         }
-        if claims.promised(model) {
-            return Err(Wait::For(None));
-        }
-        let serving = |container: &Container| container.model == *model && container.stage == Stage::Serving;
-        if self.containers.values().any(serving) && waited < self.rules.patience {
+        let impatient = now.saturating_duration_since(waiting.since) >= self.rules.patience;
+        if claims.promised(model) || (served && !impatient) {
             return Err(Wait::For(None));
         }
         let image = match self.images.get(model) {
@@ -334,11 +344,30 @@ impl Pool {
                 return Err(Wait::For(Some(Order::Seek { model: model.clone() })));
             }
         };
-        let order = self.make_room(model, claims, waited >= self.rules.patience, now);
+        let order = self.make_room(model, claims, impatient, now);
         Err(Wait::For(order.map(|room| match room {
             Room::Here(key) => Order::Start { key, model: model.clone(), image },
             Room::Of(key) => Order::Remove { key, evicted: true },
         })))
+    }
+
+    /// What becomes of a task that has waited as long as any may.
+    fn too_long(&self, waiting: &Waiting, now: Instant) -> Option<Failure> {
+        let (model, limit) = (&waiting.model, self.rules.wait_max);
+        if now.saturating_duration_since(waiting.since) < limit {
+            return None;
+        }
+        let ms = limit.as_millis();
+        let message = match self.images.get(model) {
+            Some(Image::Sought) => {
+                format!("image of {model} was not there within {ms} ms: it is still on its way")
+            }
+            _ => format!(
+                "no container of {model} had a free slot within {ms} ms: all {} containers are in use",
+                self.rules.containers_max
+            ),
+        };
+        Some(Failure::new(FailureKind::Busy, message))
     }
 
     fn free_slot(&self, model: &ModelName) -> Option<Key> {

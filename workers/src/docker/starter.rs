@@ -153,9 +153,7 @@ impl Starter {
             return Ok(image.clone());
         }
         if !self.config.pull {
-            return Err(own_fault(format!(
-                "image {image} of model {model} is not on this machine: run `docker pull {image}`, or set docker.pull = true"
-            )));
+            return Err(own_fault(absent(model, image)));
         }
         let imaging = self.imaging(image);
         let _imaging = imaging.lock().await;
@@ -203,6 +201,13 @@ impl Starter {
         let gathered = gathered.await.expect("gathering files neither panics nor is aborted");
         gathered.map_err(|error: ImageError| own_fault(format!("image of ours cannot be made: {error}")))
     }
+}
+
+/// An image that is not there, and not to be fetched.
+pub(super) fn absent(model: &ModelName, image: &str) -> String {
+    format!(
+        "image {image} of model {model} is not on this machine: run `docker pull {image}`, or set docker.pull = true"
+    )
 }
 
 /// What the engine does with an image, if it is done in time.

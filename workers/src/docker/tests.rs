@@ -1,5 +1,5 @@
 use super::engine::{EngineError, Found, Look};
-use super::plan::{LABEL_MODEL, LABEL_OWNER, LABEL_WORKER, Plan};
+use super::plan::{LABEL_MODEL, LABEL_OWNER, LABEL_PROCESS, LABEL_WORKER, Plan};
 use super::*;
 use crate::catalog::Catalog;
 use crate::local::{self, Local};
@@ -425,6 +425,10 @@ async fn what_will_not_start_says_why_and_is_cleared_away() {
     engine.shop().odd.insert("vanished".to_owned(), Odd::NoImage);
     let images = images.map(|(model, image)| (name(model), ImageSpec::new(image))).into();
     let lane = lane(&engine, Config { images, ..config() }).await;
+    let obstacles = lane.obstacles().await;
+    assert!(
+        matches!(&obstacles[..], [one] if one.message.starts_with("image not/there:1 of model missing is not on"))
+    );
     for (model, words) in [
         ("diagnose.echo", "ended with status 3 before it was ready: no model here"),
         ("diagnose.hang", "container of diagnose.hang was not ready within 300 ms: it cannot be reached"),
@@ -519,7 +523,7 @@ fn settings_that_cannot_work_are_named() {
         (|spec| spec.memory_bytes = Some(1), "memory is 1 bytes"),
     ];
     for (spoil, problem) in spoilt {
-        let mut spec = ImageSpec::new("host:5000/repo/it:1.0-RC@sha256:0");
+        let mut spec = ImageSpec::new("Host:5000/repo/it:1.0-RC@sha256:0");
         let with = |spec: &ImageSpec| Config { images: [(name("m"), spec.clone())].into(), ..config() };
         assert_eq!(with(&spec).check(), Ok(()));
         spoil(&mut spec);

@@ -6,6 +6,7 @@ use super::owner;
 use super::plan::{LABEL_MODEL, LABEL_WORKER, Owner};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -35,12 +36,12 @@ pub(super) async fn watch(
         // Before anything is listed: what dies from here on is told by the stream.
         let since = SystemTime::now();
         match arrive(&*engine, &owner, &worker).await {
-            Ok((version, found)) => {
+            Ok(Arrival { version, ours, left }) => {
                 pause = PAUSE_MIN;
-                let _ = events.send(Event::Up { version, found });
+                let _ = events.send(Event::Up { version, found: ours });
                 let reason = tokio::select! {
                     reason = attend(&*engine, &owner, since, &events) => reason,
-                    never = sweep(&*engine, &owner, &worker) => match never {},
+                    never = sweep(&*engine, &owner, &left) => match never {},
                 };
                 let _ = events.send(Event::Away(reason));
             }
@@ -54,43 +55,54 @@ pub(super) async fn watch(
     }
 }
 
-/// Greets the engine, removes what dead workers left there, and lists what is ours.
-async fn arrive(
-    engine: &dyn Engine,
-    owner: &Owner,
-    worker: &str,
-) -> Result<(String, Vec<Found>), EngineError> {
-    let version = engine.hello().await?;
-    remove_orphans(engine, owner, worker).await?;
-    Ok((version, engine.list(&owner.label()).await?))
+/// What was found when the engine was met.
+struct Arrival {
+    version: String,
+    ours: Vec<Found>,
+    /// Orphans that could not be removed.
+    left: BTreeSet<String>,
 }
 
-/// Removes what workers leave that die while this one lives, and what could not be removed before.
-async fn sweep(engine: &dyn Engine, owner: &Owner, worker: &str) -> Infallible {
+/// Greets the engine, removes what dead workers left there, and lists what is ours.
+async fn arrive(engine: &dyn Engine, owner: &Owner, worker: &str) -> Result<Arrival, EngineError> {
+    let version = engine.hello().await?;
+    let left = remove(engine, |found| owner::is_orphan(&found.labels, worker, owner)).await?;
+    Ok(Arrival { version, ours: engine.list(&owner.label()).await?, left })
+}
+
+/// Removes what workers leave that die while this one lives, and what could not be removed on arrival. Not by name: a
+/// worker of ours may have come since, and the one that drains must let it be.
+async fn sweep(engine: &dyn Engine, owner: &Owner, left: &BTreeSet<String>) -> Infallible {
     loop {
         sleep(SWEEP).await;
-        if let Err(error) = remove_orphans(engine, owner, worker).await {
+        let is_left = |found: &Found| left.contains(&found.id) || owner::is_outlived(&found.labels, owner);
+        if let Err(error) = remove(engine, is_left).await {
             tracing::debug!(%error, "containers of dead workers cannot be looked for");
         }
     }
 }
 
-async fn remove_orphans(engine: &dyn Engine, owner: &Owner, worker: &str) -> Result<(), EngineError> {
+/// Removes the containers that are orphans; those that it could not.
+async fn remove(
+    engine: &dyn Engine,
+    is_orphan: impl Fn(&Found) -> bool,
+) -> Result<BTreeSet<String>, EngineError> {
     let listed = engine.list(LABEL_WORKER).await?;
-    let orphans = listed.iter().filter(|found| owner::is_orphan(&found.labels, worker, owner));
-    join_all(orphans.map(|found| remove_orphan(engine, found))).await;
-    Ok(())
+    let orphans = listed.iter().filter(|found| is_orphan(found));
+    let removed = join_all(orphans.map(async |found| (found, remove_orphan(engine, found).await))).await;
+    Ok(removed.into_iter().filter(|(_, gone)| !gone).map(|(found, _)| found.id.clone()).collect())
 }
 
-/// One that cannot be removed is left until the next look: it must not keep the lane from an engine that is well.
-async fn remove_orphan(engine: &dyn Engine, found: &Found) {
+/// Whether it is gone. One that cannot be removed is left until the next look: it must not keep the lane from an engine
+/// that is well.
+async fn remove_orphan(engine: &dyn Engine, found: &Found) -> bool {
     let label = |name: &str| found.labels.get(name).cloned().unwrap_or_default();
     let (model, worker) = (label(LABEL_MODEL), label(LABEL_WORKER));
     let problem = match timeout(ORPHAN, engine.remove(&found.id)).await {
         Ok(Ok(())) => {
             tracing::warn!(container.id = %found.id, model, worker, "removed a container of a worker that is dead");
             metrics::counter!("straightline_container_orphans_total").increment(1);
-            return;
+            return true;
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer within {} ms", ORPHAN.as_millis()),
@@ -99,6 +111,7 @@ async fn remove_orphan(engine: &dyn Engine, found: &Found) {
         container.id = %found.id, model, worker, problem, "container of a dead worker cannot be removed, and is left"
     );
     metrics::counter!("straightline_container_removal_failures_total").increment(1);
+    false
 }
 
 /// Tells of deaths until the engine is gone; why it is.

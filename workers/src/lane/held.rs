@@ -41,6 +41,10 @@ impl Executor for Held {
         self.lane.backend()
     }
 
+    async fn obstacles(&self) -> Vec<Failure> {
+        self.lane.obstacles().await
+    }
+
     async fn run(&self, task: Task) -> Result<Ran, Failure> {
         let Some(contract) = self.contracts.get(&task.model) else { return self.lane.run(task).await };
         let examples = contract.examples(&contract.check(&task.input)?)?;

@@ -119,7 +119,7 @@ impl Executor for HttpFunctions {
         }
         let ran = server.infer(&task).await;
         let away = ran.as_ref().err().filter(|failure| failure.kind == FailureKind::LaneUnavailable);
-        self.away.note(away.map(|failure| failure.message.clone()));
+        self.away.note(&task.model, away.map(|failure| failure.message.clone()));
         ran
     }
 

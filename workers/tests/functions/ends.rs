@@ -70,7 +70,9 @@ async fn starts() {
     let no_folder = ModelName::new("no-folder").unwrap();
     config.functions.get_mut(&no_folder).unwrap().task_root = folder.path().to_owned();
     let host = host(config).await;
-    let (program, folder) = (program.into_temp_path().to_owned(), folder.path().to_owned());
+    let (program, folder) = (program.path().to_owned(), folder.keep());
+    std::fs::remove_file(&program).unwrap();
+    std::fs::remove_dir(&folder).unwrap();
     for (function, kind, expected) in [
         (
             "crash",

@@ -185,6 +185,61 @@ fn a_model_that_will_not_start_fails_at_once_for_a_while_that_grows() {
 }
 
 #[test]
+fn a_model_that_serves_gets_no_second_container_for_a_while_and_its_tasks_wait() {
+    let mut bench = Bench::new(rules(3, 1));
+    let a = bench.warm("a");
+    let running = bench.ask("a");
+    assert_eq!(bench.after(1), [Order::Serve { ticket: running, key: a }]);
+    let waiting = bench.ask("a");
+    for rest in [1_000, 2_000, 4_000, 8_000] {
+        let [Order::Start { key, .. }] = bench.after(500)[..] else { panic!("it is tried") };
+        bench.pool.not_started(key, failure("no memory left"), true, bench.now);
+        bench.pool.removed(key);
+        assert_eq!(bench.after(0), [], "the first may be free soon");
+        assert_eq!(bench.pool.wake(bench.now), Some(bench.now + Duration::from_millis(rest)));
+        assert_eq!(bench.after(rest - 1), []);
+        bench.now -= Duration::from_millis(499);
+    }
+    bench.pool.done(a);
+    assert_eq!(bench.after(1), [Order::Serve { ticket: waiting, key: a }]);
+}
+
+#[test]
+fn starts_that_fail_side_by_side_failed_once() {
+    let mut bench = Bench::new(rules(4, 1));
+    for _ in 0..4 {
+        bench.ask("a");
+    }
+    let keys: Vec<Key> = bench.after(1).iter().map(started).collect();
+    assert_eq!(keys.len(), 4);
+    for key in keys {
+        bench.pool.not_started(key, failure("disk is full"), true, bench.now);
+        bench.pool.removed(key);
+    }
+    assert_eq!(bench.after(0).len(), 4, "each is told");
+    let ticket = bench.ask("a");
+    let resting = Failure::new(FailureKind::Busy, "disk is full").after(Duration::from_millis(1));
+    assert_eq!(bench.after(999), [Order::Fail { ticket, failure: resting }]);
+}
+
+fn started(order: &Order) -> Key {
+    match order {
+        Order::Start { key, .. } => *key,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_image_that_no_container_uses_any_more_is_looked_for_again() {
+    let mut bench = Bench::new(rules(2, 1));
+    let a = bench.warm("a");
+    assert!(bench.pool.dead(a).is_some());
+    bench.pool.removed(a);
+    bench.ask("a");
+    assert_eq!(bench.pool.orders(bench.now), [Order::Seek { model: model("a") }]);
+}
+
+#[test]
 fn nothing_makes_room_for_a_model_whose_image_is_not_there() {
     let mut bench = Bench::new(rules(1, 1));
     let a = bench.warm("a");
@@ -193,7 +248,7 @@ fn nothing_makes_room_for_a_model_whose_image_is_not_there() {
     assert_eq!(bench.pool.orders(bench.now), [seek()], "once for both");
     bench.now += Duration::from_secs(10);
     assert_eq!(bench.pool.orders(bench.now), [], "however long it takes");
-    bench.pool.failed(model("b"), failure("no such image"), true, bench.now);
+    bench.pool.not_found(model("b"), failure("no such image"), true, bench.now);
     let told = |ticket| Order::Fail { ticket, failure: failure("no such image") };
     assert_eq!(bench.pool.orders(bench.now), [told(one), told(two)]);
     let again = bench.ask("a");
@@ -254,6 +309,9 @@ enum Step {
     Ready(u8),
     Refuse(u8),
     Removed(u8),
+    Found(u8),
+    NotFound(u8),
+    Engine(bool),
     Pass(u16),
 }
 
@@ -266,6 +324,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => any::<u8>().prop_map(Step::Ready),
         1 => any::<u8>().prop_map(Step::Refuse),
         4 => any::<u8>().prop_map(Step::Removed),
+        4 => any::<u8>().prop_map(Step::Found),
+        1 => any::<u8>().prop_map(Step::NotFound),
+        1 => any::<bool>().prop_map(Step::Engine),
         2 => (0u16..700).prop_map(Step::Pass),
     ];
     proptest::collection::vec(step, 1..120)
@@ -276,16 +337,24 @@ struct Checked {
     bench: Bench,
     open: BTreeSet<Ticket>,
     runs: Vec<Key>,
+    sought: Vec<ModelName>,
     starting: Vec<Key>,
     leaving: Vec<Key>,
 }
 
 impl Checked {
     fn settle(&mut self) {
-        for order in self.bench.after(1) {
+        self.bench.now += Duration::from_millis(1);
+        for order in self.bench.pool.orders(self.bench.now) {
             match order {
-                Order::Seek { .. } => unreachable!("the bench finds every image"),
-                Order::Start { key, .. } => self.starting.push(key),
+                Order::Seek { model } => {
+                    assert!(!self.sought.contains(&model), "sought twice");
+                    self.sought.push(model);
+                }
+                Order::Start { key, model, image } => {
+                    assert!(!self.sought.contains(&model) && image == format!("image-of-{model}"));
+                    self.starting.push(key);
+                }
                 Order::Remove { key, .. } => {
                     assert!(!self.runs.contains(&key), "removed in use");
                     self.leaving.push(key);
@@ -307,7 +376,7 @@ impl Checked {
         assert_eq!(self.open.len(), self.bench.pool.waiting());
     }
 
-    fn pick(keys: &mut Vec<Key>, at: u8) -> Option<Key> {
+    fn pick<T>(keys: &mut Vec<T>, at: u8) -> Option<T> {
         (!keys.is_empty()).then(|| keys.swap_remove(usize::from(at) % keys.len()))
     }
 
@@ -358,6 +427,18 @@ impl Checked {
                     pool.removed(key);
                 }
             }
+            Step::Found(at) => {
+                if let Some(model) = Self::pick(&mut self.sought, at) {
+                    let image = format!("image-of-{model}");
+                    pool.found(model, image);
+                }
+            }
+            Step::NotFound(at) => {
+                if let Some(model) = Self::pick(&mut self.sought, at) {
+                    pool.not_found(model, failure("no image"), at % 2 == 0, now);
+                }
+            }
+            Step::Engine(there) => pool.engine((!there).then(|| failure("away"))),
             Step::Pass(ms) => self.bench.now += Duration::from_millis(ms.into()),
         }
     }
@@ -372,6 +453,7 @@ proptest! {
             bench: Bench::new(rules(containers_max, slots_each)),
             open: BTreeSet::new(),
             runs: Vec::new(),
+            sought: Vec::new(),
             starting: Vec::new(),
             leaving: Vec::new(),
         };
@@ -381,7 +463,8 @@ proptest! {
         }
         // Left alone, with an engine that does what it is told, everything that waits is served or told why not.
         for _ in 0..200 {
-            for step in [Step::Ready(0), Step::Removed(0), Step::Done(0), Step::Pass(300)] {
+            let well = [Step::Engine(true), Step::Found(0), Step::Ready(0), Step::Removed(0), Step::Done(0)];
+            for step in well.into_iter().chain([Step::Pass(300)]) {
                 checked.take(&step);
                 checked.settle();
             }

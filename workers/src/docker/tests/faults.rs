@@ -54,16 +54,22 @@ async fn an_orphan_that_cannot_be_removed_does_not_keep_the_lane_down() {
 async fn what_workers_leave_behind_later_is_removed_as_well() {
     let engine = Arc::new(StandIn::default());
     let (events, mut told) = mpsc::unbounded_channel();
-    let watcher =
-        watcher::watch(Arc::clone(&engine) as Arc<dyn Engine>, owner::this(), "worker".to_owned(), events);
+    let us = owner::this();
+    let watcher = Arc::clone(&engine) as Arc<dyn Engine>;
+    let watcher = watcher::watch(watcher, us.clone(), "worker".to_owned(), events);
     let watching = tokio::spawn(watcher);
     assert!(matches!(told.recv().await, Some(keeper::Event::Up { .. })));
-    let orphan = left_behind([(LABEL_WORKER, "worker"), (LABEL_OWNER, "dead"), (LABEL_MODEL, "digits")]);
-    engine.shop().containers.insert("late".to_owned(), orphan);
-    engine.shop().stuck.insert("digits".to_owned(), 1);
-    for left in [true, false] {
+    // This process, had it started at another time; and a worker of our name that has come since.
+    let dead = us.process.rsplit_once('/').unwrap().0.to_owned() + "/1";
+    for (id, process) in [("dead", &dead), ("successor", &us.process)] {
+        let mut one = left_behind([(LABEL_WORKER, "worker"), (LABEL_OWNER, id), (LABEL_MODEL, id)]);
+        one.labels.insert(LABEL_PROCESS.to_owned(), process.clone());
+        engine.shop().containers.insert(id.to_owned(), one);
+    }
+    engine.shop().stuck.insert("dead".to_owned(), 1);
+    for left in [&["dead", "successor"][..], &["successor"]] {
         tokio::time::sleep(Duration::from_secs(31)).await;
-        assert_eq!(!engine.models().is_empty(), left, "the first time it could not be removed");
+        assert_eq!(engine.models(), left, "the first time it could not be removed");
     }
     watching.abort();
 }

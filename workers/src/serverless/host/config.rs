@@ -74,6 +74,10 @@ impl Function {
         let Some(program) = self.command.first() else {
             return Err(("command", "is empty: use a program's path, and its arguments".to_owned()));
         };
+        if !self.task_root.is_absolute() || !self.task_root.is_dir() {
+            let problem = "is no folder: use the full path of one that is there";
+            return Err(("task_root", format!("{} {problem}", self.task_root.display())));
+        }
         // One without a folder is looked for where the function's own PATH says, which its keeper does.
         let program = Path::new(program);
         if program.components().count() > 1 {
@@ -82,10 +86,6 @@ impl Function {
             if !is_program {
                 return Err(("command", format!("begins with {}, which is no program", path.display())));
             }
-        }
-        if !self.task_root.is_absolute() || !self.task_root.is_dir() {
-            let problem = "is no folder: use the full path of one that is there";
-            return Err(("task_root", format!("{} {problem}", self.task_root.display())));
         }
         if self.limits.memory_bytes < MEMORY_MIN {
             let problem = format!("is {} bytes: use at least 16 MiB", self.limits.memory_bytes);
@@ -187,7 +187,7 @@ mod tests {
             ),
             (
                 Function { command: command(&["bin/sh"]), task_root: "/usr/nowhere".into(), ..good() },
-                "command begins",
+                "task_root /usr/nowhere is no folder",
             ),
             (Function { task_root: "/nowhere".into(), ..good() }, "task_root /nowhere is no folder"),
             (Function { task_root: "bin".into(), ..good() }, "task_root bin is no folder"),
