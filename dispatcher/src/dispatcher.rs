@@ -17,6 +17,7 @@ use schemas::{Class, JobHeader, JobId, Lane, ModelName, Status, UnixMillis};
 use state::facts::Unused;
 use state::{Batch, Facts, ModelFacts, State};
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -58,7 +59,10 @@ impl Dispatcher {
         let journal = config.placement_log.as_deref().map(Journal::open).transpose();
         let journal = journal.map_err(|error| InvalidConfig {
             field: "dispatcher.placement_log",
-            problem: format!("cannot be written: {error}"),
+            problem: format!(
+                "{} cannot be written: {error}",
+                config.placement_log.as_deref().unwrap_or(Path::new("")).display()
+            ),
         })?;
         let (stop, stopped) = watch::channel(Stop::No);
         let (ending, ended) = watch::channel(None);

@@ -179,7 +179,9 @@ impl ModelContract {
             match answer.iter().find(|tensor| tensor.name() == spec.name) {
                 Some(tensor) => self.check_output(spec, tensor, examples)?,
                 None => {
-                    return Err(self.broken(&format!("gave no output {:?}, as its contract says", spec.name)));
+                    return Err(
+                        self.broken(&format!("gave no output {:?}, which its contract promises", spec.name))
+                    );
                 }
             }
         }

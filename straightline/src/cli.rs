@@ -290,7 +290,7 @@ pub struct Which {
 pub enum Config {
     /// Print every setting with its value; passwords are hidden.
     Show,
-    /// Check the configuration, and whether broker and state can be reached.
+    /// Check the configuration, and whether broker and state can be reached where they are not embedded.
     Check(Check),
 }
 

@@ -133,7 +133,8 @@ async fn open_broker(settings: &Settings) -> Result<Arc<dyn Broker>> {
     let limits = limits(settings);
     match &settings.broker.url {
         Some(url) => {
-            let config = broker::amqp::Config { limits, ..broker::amqp::Config::new(url.clone()) };
+            let ca_file = settings.broker.ca_file.clone();
+            let config = broker::amqp::Config { limits, ca_file, ..broker::amqp::Config::new(url.clone()) };
             Ok(broker::amqp::Amqp::open(config).await?)
         }
         None => {

@@ -37,14 +37,23 @@ pub fn logs(log: &Log) -> Result<(), ConfigError> {
 /// What is shown: a level for all, and levels of their own for targets.
 fn filter(text: &str) -> Result<Targets, ConfigError> {
     let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
-    // Without a word errors are shown all the same.
-    let asked = if parts.is_empty() { LevelFilter::ERROR.to_string() } else { parts.join(",") };
-    let asked: Targets = asked.parse().map_err(|error| {
+    let refused = |problem: &dyn std::fmt::Display| {
         ConfigError::Value(format!(
-            "log.filter {text:?} is not a filter: {error}; use a level, such as info, or targets with theirs, such as \
-             warn,workers=debug"
+            "log.filter {text:?} is not a filter: {problem}; use a level (off, error, warn, info, debug, trace), or targets \
+             with theirs, such as warn,workers=debug"
         ))
-    })?;
+    };
+    // The library would take it for a target, and show nothing else.
+    if let Some(odd) = parts.iter().find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err()) {
+        return Err(refused(&format!("{odd:?} is no level")));
+    }
+    if let Some(odd) = parts.iter().find(|part| part.contains(|letter| " ;[]{}".contains(letter))) {
+        return Err(refused(&format!("{odd:?} is no target with a level")));
+    }
+    let asked: Targets = parts.join(",").parse().map_err(|error| refused(&error))?;
+    // Whatever is asked for, errors of all others are shown.
+    let all = parts.iter().any(|part| !part.contains('='));
+    let asked = if all { asked } else { asked.with_default(LevelFilter::ERROR) };
     let asked =
         if text.contains("lapin") { asked } else { asked.with_target(UNLESS_NAMED, LevelFilter::OFF) };
     // The last word on its target, and more specific than any word on the crate.
@@ -109,7 +118,11 @@ mod tests {
         };
         assert_eq!(levels(" "), [true, false, false], "errors are shown whatever is asked for");
         assert_eq!(levels("info,"), [true, true, true]);
+        assert_eq!(levels("broker=debug"), [true, false, false]);
+        for odd in ["verbose", "wrokers", "debug info", "info;workers=debug", "workers[run]=debug"] {
+            assert!(filter(odd).unwrap_err().to_string().contains("such as warn,workers=debug"), "{odd}");
+        }
         let error = filter("workers=loudly").unwrap_err().to_string();
-        assert!(error.contains("log.filter") && error.contains("such as info"), "{error}");
+        assert!(error.contains("log.filter") && error.contains("such as warn"), "{error}");
     }
 }

@@ -178,6 +178,9 @@ async fn configuration(context: &Context) -> Result<()> {
     let program =
         context.straightline("held").await?.args(["up", "--listen", &listen, "--data-dir"]).args([&data]);
     refuses(program, 1, &["data-held"]).await?;
+    let beside = context.straightline("beside").await?.args(["config", "check", "--data-dir"]).args([&data]);
+    let told = beside.run(BOUND).await?.expect(0)?.stdout;
+    ensure!(told.contains("data-held") && told.contains("not looked at"), "{told}");
     let models = context.folder().join("models/wrong");
     fs::create_dir_all(&models)?;
     fs::write(models.join("model.toml"), "name = \"other\"\n")?;

@@ -235,6 +235,18 @@ impl Config {
         if !(0.01..=10_000.0).contains(&self.limits.cpus) {
             return invalid("docker.cpus", format!("is {}: use 0.01 or more", self.limits.cpus));
         }
+        if self.ready_timeout.is_zero() {
+            return invalid(
+                "docker.ready_timeout",
+                "is 0: use the time a container may take to start".to_owned(),
+            );
+        }
+        let shared =
+            |network: &&String| ["host", "none"].contains(&network.as_str()) || network.contains(':');
+        if let Some(network) = self.network.as_ref().filter(shared) {
+            let problem = "gives a container no address of its own: name a network that this worker is in";
+            return invalid("docker.network", format!("{network:?} {problem}"));
+        }
         if self.limits.pids_max == 0 {
             return invalid("docker.pids_max", "is 0: use 1 or more".to_owned());
         }

@@ -40,6 +40,10 @@ impl Policy for Straightline {
         if let Some(verdict) = choose(row, order, &obstacle) {
             return verdict;
         }
+        // One that is well is worth waiting for, before one that has failed it is tried again.
+        if order.into_iter().any(|lane| obstacle(lane) == Some(Obstacle::Full)) {
+            return wait(row, order, &obstacle);
+        }
         // Every lane that would do has failed it: those are open to it again.
         let again = Job { failed: LaneSet::EMPTY, ..*job };
         let relaxed = |lane: Lane| lanes[lane.index()].obstacle(lane, &again);
@@ -93,7 +97,7 @@ fn reason(row: Row, order: [Lane; 3], taken: Lane, obstacle: &dyn Fn(Lane) -> Op
     Reason::row(row)
 }
 
-/// Which lane to wait for. Failures no longer count here.
+/// Which lane to wait for.
 fn wait(row: Row, order: [Lane; 3], obstacle: &dyn Fn(Lane) -> Option<Obstacle>) -> Verdict {
     let first_of =
         |wanted: fn(Obstacle) -> bool| order.into_iter().find(|lane| obstacle(*lane).is_some_and(wanted));
@@ -178,6 +182,11 @@ mod tests {
         assert_eq!(verdict(failed(&[Lane::Local]), lanes(OPEN, OPEN, OPEN)), "docker moderate/local_failed");
         assert_eq!(verdict(failed(&[Lane::Local]), local_only), "local moderate/local_failed");
         assert_eq!(
+            verdict(failed(&[Lane::Serverless]), lanes(OPEN, DOWN, FULL)),
+            "wait local moderate/local_full",
+            "it is well, and will have room"
+        );
+        assert_eq!(
             verdict(failed(&[Lane::Local]), lanes(DOWN, DOWN, FULL)),
             "wait local moderate/local_full"
         );
@@ -223,8 +232,13 @@ mod tests {
             let verdict = RULE.place(&job, &views);
             prop_assert_eq!(verdict, RULE.place(&job, &views));
             let retried = Job { failed: LaneSet::EMPTY, ..job };
+            let obstacle = |lane: Lane| views[lane.index()].obstacle(lane, &job);
+            let well = Lane::ALL.into_iter().any(|lane| matches!(obstacle(lane), None | Some(Obstacle::Full)));
             match verdict {
-                Verdict::Place(lane, _) => prop_assert_eq!(views[lane.index()].obstacle(lane, &retried), None),
+                Verdict::Place(lane, _) => {
+                    prop_assert_eq!(views[lane.index()].obstacle(lane, &retried), None);
+                    prop_assert!(!well || !job.failed.contains(lane), "another lane is well");
+                }
                 Verdict::Wait(lane, _) => {
                     prop_assert!(views[lane.index()].obstacle(lane, &retried) != Some(Obstacle::Payload));
                 }

@@ -51,11 +51,12 @@ impl Http {
     /// A client for `http://host:port`.
     pub fn new(address: &str) -> Result<Self> {
         let address = address.trim_end_matches('/');
+        let address = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
         let uri: hyper::Uri = address.parse().with_context(|| format!("--server {address}"))?;
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
             bail!("--server {address}: use http://HOST:PORT");
         }
-        Ok(Self { address: address.to_owned(), client: Client::builder(TokioExecutor::new()).build_http() })
+        Ok(Self { address, client: Client::builder(TokioExecutor::new()).build_http() })
     }
 
     /// `GET`, decoded.

@@ -1,6 +1,7 @@
 //! What must hold between settings, checked before anything is opened.
 
 use super::{ConfigError, Settings};
+use schemas::ClientName;
 use schemas::limits::{ATTEMPTS_MAX, DEADLINE_MAX};
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ impl Settings {
     /// Checks what the types cannot.
     pub fn check(&self, services: Services) -> Result<(), ConfigError> {
         self.check_services(services)?;
+        if let Err(error) = ClientName::new(&self.client.name) {
+            return invalid(format!("client.name: {error}"));
+        }
         let attempts = self.retry.attempts_max;
         if !(1..=ATTEMPTS_MAX).contains(&attempts) {
             return invalid(format!("retry.attempts_max is {attempts}: use 1 to {ATTEMPTS_MAX}"));
@@ -153,7 +157,8 @@ mod tests {
     fn limits_that_contradict_each_other_are_named() {
         Settings::default().check(Services::Together).unwrap();
         type Spoil = fn(&mut Settings);
-        let cases: [(Spoil, &str); 5] = [
+        let cases: [(Spoil, &str); 6] = [
+            (|s| s.client.name = "a.b".to_owned(), "client.name: "),
             (|s| s.retry.attempts_max = 0, "retry.attempts_max is 0: use 1 to 20"),
             (|s| s.retry.attempts_max = 21, "retry.attempts_max is 21"),
             (|s| s.worker.run_timeout = Duration::from_secs(1501), "worker.run_timeout is 1501s"),

@@ -92,12 +92,23 @@ fn set(table: &mut Table, origin: &str, section: &str, key: &str, value: &str) -
     // A value that reads as TOML is one (numbers, booleans, tables); anything else is text.
     let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
     let text = Value::String(value.to_owned());
+    let whole = matches!(parsed, Some(Value::Table(_) | Value::Array(_)));
     entry.insert(key.to_owned(), parsed.unwrap_or_else(|| text.clone()));
-    if parse(only(section, entry, key)).is_ok() {
-        return Ok(());
-    }
-    entry.insert(key.to_owned(), text);
-    parse(only(section, entry, key)).map(drop).map_err(|misfit| wrong(misfit.problem))
+    let misfit = match parse(only(section, entry, key)) {
+        Ok(_) => return Ok(()),
+        Err(misfit) if whole => misfit,
+        Err(_) => {
+            entry.insert(key.to_owned(), text);
+            match parse(only(section, entry, key)) {
+                Ok(_) => return Ok(()),
+                Err(misfit) => misfit,
+            }
+        }
+    };
+    Err(wrong(match misfit.place.strip_prefix(&format!("{section}.{key}.")) {
+        Some(within) => format!("{within}: {}", misfit.problem),
+        None => misfit.problem,
+    }))
 }
 
 /// A table with nothing but this key.
@@ -184,6 +195,11 @@ fn explained(message: &str) -> String {
         ("untagged enum Gpus", "use a number, \"all\", or a list of indexes or UUIDs"),
         ("expected u16", "use a port, 1 to 65535"),
         ("expected u32", "use a whole number from 0 to 4294967295"),
+        ("expected f64", "use a number"),
+        ("a sequence", "use a list, such as [\"a\", \"b\"]"),
+        ("a map", "use a table, such as { key = \"value\" }"),
+        ("expected struct Image", "use a table, such as { image = \"repository:tag\" }"),
+        ("expected struct Server", "use a table, such as { url = \"http://host:port\", models = [\"m\"] }"),
         ("expected u64", "use a whole number, 0 or more"),
     ];
     match remedies.iter().find(|(end, _)| message.ends_with(end)) {
@@ -240,6 +256,11 @@ mod tests {
             ),
             ("STRAIGHTLINE_DISPATCHER__WINDOW", "5", "use a time such as 10s"),
             ("STRAIGHTLINE_HTTP__LISTEN", "8080", "such as 127.0.0.1:8080"),
+            (
+                "STRAIGHTLINE_DOCKER__IMAGES",
+                "{ m = { image = \"i\", port = 0.5 } }",
+                "STRAIGHTLINE_DOCKER__IMAGES: m.port: invalid type",
+            ),
             ("STRAIGHTLINE_HTTP__LISTEN", "localhost:8080", "such as 127.0.0.1:8080"),
             ("STRAIGHTLINE_WORKER__SLOTS", "-1", "STRAIGHTLINE_WORKER__SLOTS"),
             ("STRAIGHTLINE_WORKER__SLOT", "1", "STRAIGHTLINE_WORKER__SLOT: is not a setting"),

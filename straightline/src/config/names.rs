@@ -27,6 +27,17 @@ pub fn setting(name: &str, all: &BTreeSet<String>) -> Result<Option<(String, Str
 
 /// What may have been meant by the variable `name`, `rest` behind the prefix.
 fn hint(name: &str, rest: &str) -> String {
+    // A table within a section is one setting, and so is a list.
+    let outer = rest.to_lowercase();
+    let outer = outer.split("__").take(2).collect::<Vec<_>>();
+    if let [section, key] = outer[..]
+        && keys(&[section]).iter().any(|known| known == key)
+    {
+        let whole = format!("{PREFIX}{section}__{key}").to_uppercase();
+        return format!(
+            "a variable sets all of {section}.{key} at once: {whole}='{{ … }}', as in a TOML file; or set it there"
+        );
+    }
     let of_section = variables(&rest.to_lowercase());
     if !of_section.is_empty() {
         return format!("it names a section without a key of it: use {}", of_section.join(", "));
@@ -122,6 +133,11 @@ mod tests {
             ("STRAIGHTLINE_WORKERS__SLOTS", "did you mean STRAIGHTLINE_WORKER__SLOTS?"),
             ("STRAIGHTLINE_WORKER__SLOT", "did you mean STRAIGHTLINE_WORKER__SLOTS?"),
             ("STRAIGHTLINE_CONFIGS", "did you mean STRAIGHTLINE_CONFIG?"),
+            (
+                "STRAIGHTLINE_WORKER__SERVER__URL",
+                "all of worker.server at once: STRAIGHTLINE_WORKER__SERVER='{",
+            ),
+            ("STRAIGHTLINE_DOCKER__IMAGES__X__IMAGE", "all of docker.images at once"),
             ("STRAIGHTLINE_LOG", "use STRAIGHTLINE_LOG__FORMAT, STRAIGHTLINE_LOG__FILTER"),
             ("STRAIGHTLINE_FOO", "config show"),
             ("STRAIGHTLINE_PORT", "config show"),

@@ -54,6 +54,8 @@ pub struct Broker {
     /// `amqp://user:password@host:port/vhost`, or `amqps://`. Absent: the embedded broker, in `storage.dir`.
     #[serde(deserialize_with = "secret", serialize_with = "hidden")]
     pub url: Option<SecretString>,
+    /// Certificates to trust for `amqps://` besides the usual authorities' ones: a PEM file.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `[state]`

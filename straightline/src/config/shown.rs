@@ -129,6 +129,7 @@ mod tests {
         let shown = Settings::default().to_toml().unwrap();
         for (section, key) in [
             ("broker", "url"),
+            ("broker", "ca_file"),
             ("state", "url"),
             ("storage", "blobs"),
             ("metrics", "listen"),

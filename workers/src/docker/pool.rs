@@ -358,10 +358,14 @@ impl Pool {
             return None;
         }
         let ms = limit.as_millis();
-        let message = match self.images.get(model) {
-            Some(Image::Sought) => {
+        let message = match (self.images.get(model), self.faults.get(model)) {
+            (Some(Image::Sought), _) => {
                 format!("image of {model} was not there within {ms} ms: it is still on its way")
             }
+            (_, Some(fault)) => format!(
+                "no container of {model} had a free slot within {ms} ms, and no further one starts: {}",
+                fault.failure.message
+            ),
             _ => format!(
                 "no container of {model} had a free slot within {ms} ms: all {} containers are in use",
                 self.rules.containers_max

@@ -505,6 +505,12 @@ fn settings_that_cannot_work_are_named() {
     assert!(refused(Config { slots_per_container: 1_000, ..config() }).contains("at most"));
     let limits = Limits { memory_bytes: 1, ..Limits::default() };
     assert!(refused(Config { limits, ..config() }).contains("docker.memory is 1 bytes"));
+    for network in ["host", "none", "container:abc"] {
+        let network = Some(network.to_owned());
+        assert!(refused(Config { network, ..config() }).starts_with("docker.network"));
+    }
+    let late = Config { ready_timeout: Duration::ZERO, ..config() };
+    assert!(refused(late).starts_with("docker.ready_timeout is 0"));
     for user in ["root", "0", "0:0", "", "nobody", "1:"] {
         assert!(
             refused(Config { user: user.to_owned(), ..config() }).starts_with("docker.user is "),

@@ -50,12 +50,15 @@ impl Executor for Held {
         let examples = contract.examples(&contract.check(&task.input)?)?;
         contract.check_outputs(&task.outputs)?;
         let wanted = task.outputs.clone();
-        let ran = self.lane.run(task).await?;
-        match &ran.output {
-            Payload::Tensors(answer) => contract.check_answer(answer, &wanted, examples)?,
-            _ => return Err(contract.broken("gave opaque bytes, not tensors")),
-        }
-        Ok(ran)
+        let Ran { output, run_time } = self.lane.run(task).await?;
+        let Payload::Tensors(mut answer) = output else {
+            return Err(contract.broken("gave opaque bytes, not tensors"));
+        };
+        contract.check_answer(&answer, &wanted, examples)?;
+        // Nobody was promised more.
+        let promised = |name: &str| contract.outputs.iter().any(|spec| spec.name == name);
+        answer.retain(|tensor| promised(tensor.name()));
+        Ok(Ran { output: Payload::Tensors(answer), run_time })
     }
 
     async fn stop(&self) {
@@ -115,9 +118,11 @@ mod tests {
     async fn input_and_answer_are_held_to_the_contract() {
         let contract = Catalog::builtin(&[(TOML, b"")]).unwrap().contracts().pop().unwrap();
         let answer = Tensor::fp32("probabilities", [2, 10], &[0.5; 20]).unwrap();
-        let told = Arc::new(Told(Payload::Tensors(vec![answer]), Mutex::default()));
+        let more = Tensor::fp32("more", [1], &[0.5]).unwrap();
+        let told = Arc::new(Told(Payload::Tensors(vec![more, answer.clone()]), Mutex::default()));
         let held = Held::new(Arc::clone(&told) as Arc<dyn Executor>, [Arc::new(contract)]);
-        assert!(held.run(task("digits", 2)).await.is_ok());
+        let ran = held.run(task("digits", 2)).await.unwrap();
+        assert_eq!(ran.output, Payload::Tensors(vec![answer]), "what nobody was promised is left out");
         let broken = held.run(task("digits", 3)).await.unwrap_err();
         assert_eq!(broken.kind, FailureKind::ModelError, "{broken}");
         let none = held.run(task("digits", 0)).await.unwrap_err();

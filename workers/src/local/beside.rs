@@ -66,6 +66,13 @@ impl Config {
             let problem = "is empty: name the models that the server has";
             return Err(InvalidConfig::new("worker.server.models", problem));
         }
+        if self.url.trim_end_matches('/').ends_with("/v2") {
+            let problem = format!(
+                "ends in /v2, which is put behind it: {:?} will do",
+                self.url.trim_end_matches('/').trim_end_matches("/v2")
+            );
+            return Err(InvalidConfig::new("worker.server.url", problem));
+        }
         let form = if self.binary { Form::Binary } else { Form::Json };
         let server = ModelServer::new(Http::new(), &self.url, form, self.answer_bytes_max);
         server.map_err(|error| InvalidConfig::new("worker.server.url", error.to_string()))

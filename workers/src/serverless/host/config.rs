@@ -11,6 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Where a function's program is looked for.
+pub(super) const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// Least memory of a function's process, in bytes.
 const MEMORY_MIN: u64 = 16 << 20;
 
@@ -78,14 +80,22 @@ impl Function {
             let problem = "is no folder: use the full path of one that is there";
             return Err(("task_root", format!("{} {problem}", self.task_root.display())));
         }
-        // One without a folder is looked for where the function's own PATH says, which its keeper does.
-        let program = Path::new(program);
-        if program.components().count() > 1 {
-            let path = self.task_root.join(program);
-            let is_program = path.metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
-            if !is_program {
-                return Err(("command", format!("begins with {}, which is no program", path.display())));
-            }
+        let is_program =
+            |path: &Path| path.metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
+        // One without a folder is looked for where the function's own PATH says.
+        let found = match program.to_str().is_some_and(|name| !name.is_empty() && !name.contains('/')) {
+            true => PATH.split(':').any(|folder| is_program(&Path::new(folder).join(program))),
+            false => is_program(&self.task_root.join(program)),
+        };
+        if !found {
+            let program = Path::new(program).display();
+            return Err(("command", format!("begins with \"{program}\", which is no program here")));
+        }
+        let ours = |name: &&String| {
+            name.starts_with("AWS_LAMBDA_") || ["_HANDLER", "LAMBDA_TASK_ROOT"].contains(&name.as_str())
+        };
+        if let Some(name) = self.environment.keys().find(ours) {
+            return Err(("env", format!("sets {name}, which the host sets: leave it out")));
         }
         if self.limits.memory_bytes < MEMORY_MIN {
             let problem = format!("is {} bytes: use at least 16 MiB", self.limits.memory_bytes);
@@ -170,7 +180,7 @@ mod tests {
             ..Config::default()
         };
         assert_eq!(config(good()).check(), Ok(()));
-        assert_eq!(config(Function { command: command(&["python3"]), ..good() }).check(), Ok(()));
+        assert_eq!(config(Function { command: command(&["sh"]), ..good() }).check(), Ok(()));
         let in_folder = Function { command: command(&["./sh"]), task_root: "/bin".into(), ..good() };
         assert_eq!(config(in_folder).check(), Ok(()));
         let mut small = good();
@@ -179,11 +189,11 @@ mod tests {
             (Function { command: Vec::new(), ..good() }, "command is empty"),
             (
                 Function { command: command(&["/nowhere/sh"]), ..good() },
-                "command begins with /nowhere/sh, which is no",
+                "command begins with \"/nowhere/sh\", which is no program",
             ),
             (
                 Function { command: command(&["/etc/passwd"]), ..good() },
-                "command begins with /etc/passwd, which is no",
+                "command begins with \"/etc/passwd\", which is no program",
             ),
             (
                 Function { command: command(&["bin/sh"]), task_root: "/usr/nowhere".into(), ..good() },
@@ -191,6 +201,15 @@ mod tests {
             ),
             (Function { task_root: "/nowhere".into(), ..good() }, "task_root /nowhere is no folder"),
             (Function { task_root: "bin".into(), ..good() }, "task_root bin is no folder"),
+            (Function { command: command(&[""]), ..good() }, "command begins with \"\""),
+            (Function { command: command(&["nosuchprogram"]), ..good() }, "command begins with \"nosuch"),
+            (
+                Function {
+                    environment: [("AWS_LAMBDA_RUNTIME_API".to_owned(), "x".to_owned())].into(),
+                    ..good()
+                },
+                "env sets AWS_LAMBDA_RUNTIME_API",
+            ),
             (small, "memory is 1 bytes: use at least 16 MiB"),
         ] {
             let problem = config(function).check().unwrap_err().to_string();

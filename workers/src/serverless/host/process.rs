@@ -6,6 +6,7 @@
 //! that it dies.
 
 use super::Config;
+use super::config::PATH;
 use super::pool::Id;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -108,7 +109,7 @@ fn environment(
         ("AWS_DEFAULT_REGION", config.region.clone()),
         ("_HANDLER", function.handler.clone()),
         ("LANG", "en_US.UTF-8".to_owned()),
-        ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
+        ("PATH", PATH.to_owned()),
         ("TZ", ":UTC".to_owned()),
     ];
     let root = function.task_root.clone().into_os_string();
