@@ -158,7 +158,7 @@ mod tests {
         Settings::default().check(Services::Together).unwrap();
         type Spoil = fn(&mut Settings);
         let cases: [(Spoil, &str); 6] = [
-            (|s| s.client.name = "a.b".to_owned(), "client.name: "),
+            (|s| s.client.name = "a b".to_owned(), "client.name: "),
             (|s| s.retry.attempts_max = 0, "retry.attempts_max is 0: use 1 to 20"),
             (|s| s.retry.attempts_max = 21, "retry.attempts_max is 21"),
             (|s| s.worker.run_timeout = Duration::from_secs(1501), "worker.run_timeout is 1501s"),
