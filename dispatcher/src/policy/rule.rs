@@ -13,7 +13,7 @@
 //! - A lane with an [`Obstacle`] is passed over for the next row that matches, and the reason says so.
 //! - A large job waits for docker while docker is merely full.
 //! - A job that failed in every lane it could use may use them again: otherwise no retry could ever run
-//!   where there is only one lane.
+//!   where there is only one lane. While one that has not failed it is merely full, it waits for that one.
 //! - With no lane left it waits for the first one, in the order of its rows, that lives and runs its model; and where
 //!   none does, for the first one that could ever take it.
 
