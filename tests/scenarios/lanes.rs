@@ -170,8 +170,8 @@ async fn deaths(context: &Context) -> Result<()> {
     available(&deployment, context, "docker", true).await?;
     let _dispatcher = deployment.dispatcher(context, "d1").await?;
     let (jobs, results) = (context.folder().join("jobs.jsonl"), context.folder().join("results.jsonl"));
-    // A tenth is large, so that containers are never without work.
-    let labels = jobs_file_of(&jobs, 10_000, |job| match job % 10 {
+    // A tenth is large, so that containers are never without work; and so many that some are left when all has happened.
+    let labels = jobs_file_of(&jobs, 20_000, |job| match job % 10 {
         3 => ("digits", 260),
         7 => ("digits-conv", 1),
         _ => ("digits", 1),
