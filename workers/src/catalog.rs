@@ -1,8 +1,8 @@
 //! The models a worker can run: contracts and files, read once at start.
 //!
 //! A model is a folder with a `model.toml` (a [`ModelContract`]) and its file, or the same two compiled into the
-//! binary; of one that others run only the contract is here. What this module owns: finding them and refusing what is wrong, with the file and the field in the
-//! message. What it must not do: understand the file, which is the runtime's.
+//! binary; of one that others run only the contract is here. What this module owns: finding them and refusing what is
+//! wrong, with the file and the field in the message. What it must not do: understand the file, which is the runtime's.
 //!
 //! Invariants: names are unique; a folder's name is its contract's; no file lies outside its model's folder, by
 //! `..`, an absolute path or a symbolic link; names under [`RESERVED_PREFIX`] are ours.
@@ -158,7 +158,8 @@ impl Catalog {
         Ok(self)
     }
 
-    /// And nothing but the models of these names, which are to be run here; one that is not there is an error. Diagnostic models stay.
+    /// And nothing but the models of these names, which are to be run here; one that is not there is an error. Diagnostic
+    /// models stay.
     pub fn only(mut self, names: &[ModelName]) -> Result<Self, CatalogError> {
         let diagnostic = |name: &ModelName| self.diagnostics && name.as_str().starts_with(RESERVED_PREFIX);
         self.remote.clear();

@@ -11,7 +11,7 @@ use schemas::body::Parameter;
 use schemas::{FailureKind, JobId, Payload, Tensor};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -483,59 +483,4 @@ async fn what_a_dead_worker_of_this_name_left_is_removed_and_another_s_is_not() 
     assert_eq!(engine.models(), ["other"]);
     lane.stop().await;
     assert_eq!(engine.models(), ["other"]);
-}
-
-#[test]
-fn settings_that_cannot_work_are_named() {
-    let refused = |config: Config| config.check().unwrap_err().to_string();
-    assert!(refused(Config { host: "ssh://x".to_owned(), ..config() }).starts_with("docker.host"));
-    let at = |host: &str| Config { host: host.to_owned(), ..config() };
-    for host in ["tcp://10.0.0.1:2375", "http://engine.example:2375"] {
-        let problem = refused(at(host));
-        assert!(problem.starts_with("docker.host") && problem.contains("docker.network"), "{problem}");
-        assert_eq!(Config { network: Some("models".to_owned()), ..at(host) }.check(), Ok(()));
-    }
-    for host in
-        ["unix:///run/engine.sock", "tcp://127.0.0.1:2375", "tcp://[::1]:2375", "http://localhost:2375"]
-    {
-        assert_eq!(at(host).check(), Ok(()), "{host}");
-    }
-    assert!(refused(Config { models: Vec::new(), ..config() }).contains("no other model"));
-    assert!(refused(Config { containers_max: 0, ..config() }).contains("use 1 to"));
-    assert!(refused(Config { slots_per_container: 1_000, ..config() }).contains("at most"));
-    let limits = Limits { memory_bytes: 1, ..Limits::default() };
-    assert!(refused(Config { limits, ..config() }).contains("docker.memory is 1 bytes"));
-    for network in ["host", "none", "container:abc"] {
-        let network = Some(network.to_owned());
-        assert!(refused(Config { network, ..config() }).starts_with("docker.network"));
-    }
-    let late = Config { ready_timeout: Duration::ZERO, ..config() };
-    assert!(refused(late).starts_with("docker.ready_timeout is 0"));
-    for user in ["root", "0", "0:0", "", "nobody", "1:"] {
-        assert!(
-            refused(Config { user: user.to_owned(), ..config() }).starts_with("docker.user is "),
-            "{user}"
-        );
-    }
-    type Spoil = fn(&mut ImageSpec);
-    let spoilt: [(Spoil, &str); 8] = [
-        (|spec| spec.image = String::new(), "image \"\" is no image's name"),
-        (|spec| spec.image = "Repo/It:1".to_owned(), "image \"Repo/It:1\" is no"),
-        (|spec| spec.image = "a b".to_owned(), "image \"a b\" is no"),
-        (|spec| spec.port = 0, "port is 0"),
-        (|spec| spec.gpu = Some(Gpu::Count(0)), "gpus asks for none"),
-        (|spec| spec.gpu = Some(Gpu::Ids(Vec::new())), "gpus asks for none"),
-        (|spec| spec.user = Some("root".to_owned()), "user is \"root\""),
-        (|spec| spec.memory_bytes = Some(1), "memory is 1 bytes"),
-    ];
-    for (spoil, problem) in spoilt {
-        let mut spec = ImageSpec::new("Host:5000/repo/it:1.0-RC@sha256:0");
-        let with = |spec: &ImageSpec| Config { images: [(name("m"), spec.clone())].into(), ..config() };
-        assert_eq!(with(&spec).check(), Ok(()));
-        spoil(&mut spec);
-        let problem = format!("docker.images.m.{problem}");
-        assert!(refused(with(&spec)).starts_with(&problem), "{}", refused(with(&spec)));
-    }
-    let limits = Limits { cpus: f64::NAN, ..Limits::default() };
-    assert!(refused(Config { limits, ..config() }).contains("docker.cpus"));
 }
