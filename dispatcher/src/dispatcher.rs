@@ -17,7 +17,6 @@ use schemas::{Class, JobHeader, JobId, Lane, ModelName, Status, UnixMillis};
 use state::facts::Unused;
 use state::{Batch, Facts, ModelFacts, State};
 use std::collections::{HashMap, VecDeque};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -56,14 +55,13 @@ impl Dispatcher {
         state: Arc<dyn State>,
     ) -> Result<Self, InvalidConfig> {
         config.check()?;
-        let journal = config.placement_log.as_deref().map(Journal::open).transpose();
-        let journal = journal.map_err(|error| InvalidConfig {
-            field: "dispatcher.placement_log",
-            problem: format!(
-                "{} cannot be written: {error}",
-                config.placement_log.as_deref().unwrap_or(Path::new("")).display()
-            ),
-        })?;
+        let journal = config.placement_log.as_deref().map(|path| {
+            Journal::open(path).map_err(|error| InvalidConfig {
+                field: "dispatcher.placement_log",
+                problem: format!("{} cannot be written: {error}", path.display()),
+            })
+        });
+        let journal = journal.transpose()?;
         let (stop, stopped) = watch::channel(Stop::No);
         let (ending, ended) = watch::channel(None);
         let running = tokio::spawn(Loop::new(config, broker, state, stopped, journal).run());
