@@ -29,6 +29,7 @@ mod handshake;
 mod listener;
 mod outlet;
 mod publisher;
+pub mod pump;
 mod session;
 mod topology;
 mod transport;

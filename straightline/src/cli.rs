@@ -68,6 +68,11 @@ pub enum Command {
     /// Look after jobs that failed for good.
     #[command(subcommand)]
     Dead(Dead),
+    /// Measure throughput and latency, and compare them with what the broker could carry.
+    Bench(Bench),
+    /// Pass messages on as a part of the pump that `bench --ceiling` compares with.
+    #[command(hide = true)]
+    Relay(Relay),
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(Config),
@@ -284,6 +289,78 @@ pub struct Which {
     pub all: bool,
     #[command(flatten)]
     pub server: Server,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Every round measures each system in turn: throughput with --window jobs outstanding, then latency at --rate jobs a second.
+Figures are medians over the rounds. With --spawn nobody else may use the broker's virtual host.")]
+pub struct Bench {
+    /// Start dispatchers and workers for it, as processes of their own; without a configured broker, everything in this
+    /// process over the embedded one. Without it, the deployment that is configured has to run.
+    #[arg(long)]
+    pub spawn: bool,
+    /// Compare with the bare pump: three hops over the same broker with nothing in between.
+    #[arg(long)]
+    pub ceiling: bool,
+    /// Rounds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub rounds: u32,
+    /// Jobs of each throughput measurement.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub jobs: u32,
+    /// Jobs outstanding while throughput is measured.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub window: u32,
+    /// Jobs a second while latency is measured; 0 leaves that out.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub rate: u32,
+    /// How long latency is measured.
+    #[arg(long, default_value = "5s", value_parser = span, value_name = "TIME")]
+    pub rate_for: Duration,
+    /// Size of each job's input.
+    #[arg(long, default_value = "1KiB", value_name = "SIZE")]
+    pub size: ByteSize,
+    /// The model asked for, which has to take opaque bytes; diagnose.echo does nothing.
+    #[arg(long, default_value = "diagnose.echo")]
+    pub model: ModelName,
+    /// Dispatchers to start.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64), requires = "spawn")]
+    pub dispatchers: u32,
+    /// Workers to start in each lane.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64), requires = "spawn")]
+    pub workers: u32,
+    /// Lanes to start workers of: local, docker, serverless, with commas between.
+    #[arg(long, value_name = "LANES", value_delimiter = ',', default_value = "local", requires = "spawn")]
+    pub lanes: Vec<Lane>,
+    /// Print one JSON object on standard output in place of the table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Relay {
+    /// Which hop.
+    #[arg(long)]
+    pub hop: RelayHop,
+    /// The pump's name.
+    #[arg(long)]
+    pub run: String,
+    /// The model in the header.
+    #[arg(long)]
+    pub model: ModelName,
+    /// Length of an answer, in bytes.
+    #[arg(long)]
+    pub answer_bytes: usize,
+}
+
+/// A hop of the equal pump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum RelayHop {
+    /// As a dispatcher does.
+    Place,
+    /// As a worker does.
+    Answer,
 }
 
 #[derive(Debug, Subcommand)]

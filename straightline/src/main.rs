@@ -88,10 +88,10 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
     }
     if let Some(filter) = &global.log {
         flags.push(("log.filter", quoted(filter)));
-    } else if matches!(cli.command, Command::Demo(_))
+    } else if matches!(cli.command, Command::Demo(_) | Command::Bench(_) | Command::Relay(_))
         && std::env::var_os("STRAIGHTLINE_LOG__FILTER").is_none()
     {
-        // The demo's own output is what there is to see.
+        // Their own output is what there is to see.
         flags.push(("log.filter", quoted(&"warn")));
     }
     match &cli.command {
@@ -139,6 +139,8 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<bool> {
         Command::Cancel(options) => commands::jobs::cancel(settings, &options).await,
         Command::Status(options) => commands::status::run(settings, &options).await,
         Command::Dead(command) => commands::dead::run(settings, command).await,
+        Command::Bench(options) => commands::bench::run(settings, &options).await,
+        Command::Relay(options) => commands::relay::run(settings, &options).await.map(|()| true),
         Command::Config(cli::Config::Show) => commands::config::show(&settings).map(|()| true),
         Command::Config(cli::Config::Check(options)) => {
             commands::config::check(settings, &options).await.map(|()| true)

@@ -52,6 +52,12 @@ pub fn progress(jobs: Option<u64>) -> ProgressBar {
     bar.with_style(style.with_key("rate", rate).with_key("seconds", seconds))
 }
 
+/// A progress bar over the steps of a long measurement.
+pub fn steps(steps: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {bar:40} {pos}/{len} {msg}");
+    ProgressBar::new(steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,8 +41,7 @@ impl Station {
     pub fn client_name(&self) -> Result<ClientName> {
         match self.broker.login() {
             Some(login) => Ok(login),
-            None => Ok(ClientName::new(&self.settings.client.name)
-                .map_err(|error| ConfigError::Value(format!("client.name: {error}")))?),
+            None => configured_client(&self.settings),
         }
     }
 
@@ -58,7 +57,11 @@ impl Station {
 
     /// Opens a client.
     pub async fn client(&self) -> Result<producer::Client> {
-        let config = self.client_config()?;
+        self.client_with(self.client_config()?).await
+    }
+
+    /// Opens a client with other settings than the configured ones.
+    pub async fn client_with(&self, config: producer::Config) -> Result<producer::Client> {
         let (broker, state) = (Arc::clone(&self.broker), Arc::clone(&self.state));
         Ok(producer::Client::open(config, broker, state, Some(Arc::clone(&self.blobs))).await?)
     }
@@ -129,15 +132,24 @@ pub fn inline_bytes(settings: &Settings) -> usize {
     usize::try_from(settings.limits.inline.as_u64()).unwrap_or(usize::MAX)
 }
 
+/// Who submits where the broker has no logins.
+pub fn configured_client(settings: &Settings) -> Result<ClientName> {
+    let name = ClientName::new(&settings.client.name);
+    Ok(name.map_err(|error| ConfigError::Value(format!("client.name: {error}")))?)
+}
+
+/// How to reach the configured broker; none where it is embedded.
+pub fn amqp_config(settings: &Settings) -> Option<broker::amqp::Config> {
+    let url = settings.broker.url.clone()?;
+    let (limits, ca_file) = (limits(settings), settings.broker.ca_file.clone());
+    Some(broker::amqp::Config { limits, ca_file, ..broker::amqp::Config::new(url) })
+}
+
 async fn open_broker(settings: &Settings) -> Result<Arc<dyn Broker>> {
-    let limits = limits(settings);
-    match &settings.broker.url {
-        Some(url) => {
-            let ca_file = settings.broker.ca_file.clone();
-            let config = broker::amqp::Config { limits, ca_file, ..broker::amqp::Config::new(url.clone()) };
-            Ok(broker::amqp::Amqp::open(config).await?)
-        }
+    match amqp_config(settings) {
+        Some(config) => Ok(broker::amqp::Amqp::open(config).await?),
         None => {
+            let limits = limits(settings);
             let config = broker::embedded::Config { dir: settings.storage.dir.clone(), limits };
             Ok(broker::embedded::Embedded::open(config).await?)
         }
@@ -149,7 +161,8 @@ fn redis_config(settings: &Settings, url: &SecretString) -> state::redis::Config
     state::redis::Config { prefix, ..state::redis::Config::new(url.clone()) }
 }
 
-async fn open_state(settings: &Settings) -> Result<Arc<dyn State>> {
+/// Opens the configured state.
+pub async fn open_state(settings: &Settings) -> Result<Arc<dyn State>> {
     match &settings.state.url {
         Some(url) => Ok(state::redis::Redis::open(redis_config(settings, url)).await?),
         None => {

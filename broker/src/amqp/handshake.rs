@@ -106,13 +106,14 @@ pub(super) async fn answered<T>(asked: impl Future<Output = lapin::Result<T>>) -
 
 /// Connects once and declares the topology.
 pub(super) async fn connect(setup: &Setup, role: Role) -> Result<Connection, BrokerError> {
-    let connection = handshake(setup, role).await?;
+    let connection = handshake(setup, role.as_str()).await?;
     topology::declare_all(&connection, setup).await?;
     Ok(connection)
 }
 
-async fn handshake(setup: &Setup, role: Role) -> Result<Connection, BrokerError> {
-    let name = format!("{} {}", setup.name, role.as_str());
+/// Connects once. Operators see `role` behind our name.
+pub(super) async fn handshake(setup: &Setup, role: &str) -> Result<Connection, BrokerError> {
+    let name = format!("{} {role}", setup.name);
     let properties = ConnectionProperties::default().with_connection_name(LongString::from(name));
     let mut uri = setup.endpoint.uri.clone();
     let heartbeat = setup.heartbeat.as_secs().clamp(1, u16::MAX.into());

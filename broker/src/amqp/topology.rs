@@ -10,6 +10,7 @@
 //! Dead-lettering is at least once, which needs `reject-publish`: a full queue then refuses in place of dropping.
 
 use super::handshake::{Setup, answered, code, reason};
+use super::pump;
 use crate::queue::Queue;
 use crate::{BrokerError, Limits};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -73,6 +74,18 @@ pub(super) fn topology(limits: &Limits) -> Vec<Declaration> {
         queue: Queue::Retry(delay).to_string(),
     });
     exchanges.into_iter().chain(delays).chain(queues).chain(submitted).chain(retried).collect()
+}
+
+/// The queues of a bare pump, each like the one of ours that it stands for.
+pub(super) fn pump(names: &[String; 3], limits: &Limits) -> impl Iterator<Item = Declaration> {
+    let declared = pump::models().map(|model| match &model {
+        Queue::Reply(queue) => reply(queue, limits),
+        other => fixed(other, limits),
+    });
+    declared.into_iter().zip(names.clone()).map(|(declaration, name)| match declaration {
+        Declaration::Queue { arguments, .. } => Declaration::Queue { name, arguments },
+        other => other,
+    })
 }
 
 /// A queue of the fixed topology.
