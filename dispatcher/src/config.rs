@@ -20,15 +20,13 @@ pub struct Config {
     pub window: Duration,
     /// How long a job may be held in memory for want of room before it is moved to a wait queue.
     pub hold_max: Duration,
-    /// Jobs held in memory for want of room, at most.
-    pub held_max: usize,
     /// Jobs taken from each class and not yet settled, at most.
     pub prefetch: u32,
     /// Jobs taken from each wait queue and not yet settled, at most.
     pub wait_prefetch: u32,
     /// Time between two looks at the lanes' queues.
     pub sample_interval: Duration,
-    /// Longest queue a lane is given beyond its slots.
+    /// Longest queue a lane is given beyond its slots; what it completes between two looks is the usual one.
     pub lane_queue_max: u32,
     /// A lane that had no live worker for so long has its queue taken back.
     pub lane_gone_after: Duration,
@@ -58,11 +56,10 @@ impl Default for Config {
             size_threshold: 64 * 1024,
             window: Duration::from_secs(10),
             hold_max: Duration::from_secs(1),
-            held_max: 64,
             prefetch: 256,
             wait_prefetch: 32,
             sample_interval: Duration::from_millis(100),
-            lane_queue_max: 256,
+            lane_queue_max: 10_000,
             lane_gone_after: Duration::from_secs(2),
             payload_max,
             record_keep: schemas::limits::RECORD_RETENTION_DEFAULT,

@@ -54,6 +54,8 @@ pub struct View<'a> {
     pub now: UnixMillis,
     /// Longest time in hand.
     pub hold_max: Duration,
+    /// Places kept for those who wait for a lane: as many of them as may be on their way from its wait queue.
+    pub reserved: u32,
 }
 
 /// A lane just now.
@@ -65,6 +67,8 @@ pub struct LaneNow {
     pub room: u32,
     /// The most urgent class that waits for this lane, as far as known: room is theirs first.
     pub waiting: Option<Class>,
+    /// Newcomers that may be kept in hand for it.
+    pub keeps: u32,
 }
 
 /// A job in hand.
@@ -78,8 +82,6 @@ pub struct InHand<'a> {
     pub model: ModelFacts,
     /// How long it has been in hand.
     pub held: Duration,
-    /// Whether there is space to hold it (longer).
-    pub may_hold: bool,
 }
 
 impl View<'_> {
@@ -103,9 +105,16 @@ impl View<'_> {
         match self.policy.place(&facts, &lanes) {
             Verdict::Place(lane, reason) => Step::Place(lane, reason),
             Verdict::Never(reason) => Step::End(Status::Failed, self.unplaceable(&job, reason)),
-            Verdict::Wait(lane, _) if job.may_hold && job.held < self.hold_max => Step::Hold(lane),
+            Verdict::Wait(lane, _) if self.may_hold(lane, &job) => Step::Hold(lane),
             Verdict::Wait(lane, reason) => Step::Park(lane, reason),
         }
+    }
+
+    /// What came from a wait queue is held in any case: it was only taken because there was room a moment ago, there are few
+    /// of it, and to put it back would cost as much as to place it.
+    fn may_hold(&self, lane: Lane, job: &InHand<'_>) -> bool {
+        let space = matches!(job.source, Source::Wait(..)) || self.lanes[lane.index()].keeps > 0;
+        space && job.held < self.hold_max
     }
 
     /// What the policy is asked with.
@@ -116,7 +125,7 @@ impl View<'_> {
     }
 
     /// The lanes as this job sees them. Those that wait for a lane go first: to a newcomer that is no more urgent,
-    /// the lane has no room.
+    /// the lane has only the room that they cannot fill at once.
     fn lanes_for(&self, job: &InHand<'_>) -> Lanes {
         let view = |lane: Lane| {
             let now = self.lanes[lane.index()];
@@ -125,7 +134,7 @@ impl View<'_> {
             LaneView {
                 live: now.live,
                 serves: job.model.lanes.contains(lane),
-                room: if after_others { 0 } else { now.room },
+                room: if after_others { now.room.saturating_sub(self.reserved) } else { now.room },
                 payload_max: self.payload_max[lane.index()],
             }
         };
@@ -173,14 +182,23 @@ mod tests {
         JobHeader::new(JobId::new(), ModelName::new("m").unwrap(), ClientName::new("c").unwrap(), NOW)
     }
 
+    const NONE: [LaneNow; 3] = [LaneNow { live: false, room: 0, waiting: None, keeps: 1 }; 3];
+
     fn local(room: u32, waiting: Option<Class>) -> [LaneNow; 3] {
-        let mut lanes = [LaneNow::default(); 3];
-        lanes[Lane::Local.index()] = LaneNow { live: true, room, waiting };
+        let mut lanes = NONE;
+        lanes[Lane::Local.index()] = LaneNow { live: true, room, waiting, keeps: 1 };
         lanes
     }
 
     fn decide(lanes: [LaneNow; 3], job: InHand<'_>) -> Step {
-        let view = View { policy: &POLICY, lanes: &lanes, payload_max: &[None; 3], now: NOW, hold_max: HOLD };
+        let view = View {
+            policy: &POLICY,
+            lanes: &lanes,
+            payload_max: &[None; 3],
+            now: NOW,
+            hold_max: HOLD,
+            reserved: 4,
+        };
         let step = view.decide(job);
         step.check(job.source).unwrap();
         step
@@ -189,7 +207,7 @@ mod tests {
     fn in_hand(header: &JobHeader) -> InHand<'_> {
         let model = ModelFacts { per_second: 1.0, lanes: LaneSet::EMPTY.with(Lane::Local), known: true };
         let source = Source::Jobs(header.class);
-        InHand { header, source, model, held: Duration::ZERO, may_hold: true }
+        InHand { header, source, model, held: Duration::ZERO }
     }
 
     #[test]
@@ -199,17 +217,21 @@ mod tests {
         assert!(matches!(decide(local(1, None), job), Step::Place(Lane::Local, _)));
         assert_eq!(decide(local(0, None), job), Step::Hold(Lane::Local));
         assert!(matches!(decide(local(0, None), InHand { held: HOLD, ..job }), Step::Park(Lane::Local, _)));
-        assert!(matches!(
-            decide(local(0, None), InHand { may_hold: false, ..job }),
-            Step::Park(Lane::Local, _)
-        ));
+        let mut full = local(0, None);
+        full[Lane::Local.index()].keeps = 0;
+        assert!(matches!(decide(full, job), Step::Park(Lane::Local, _)), "as many are held as may be");
     }
 
     #[test]
     fn those_who_wait_go_before_newcomers_that_are_no_more_urgent() {
         let mut header = header();
-        let lanes = local(5, Some(Class::Normal));
+        let lanes = local(4, Some(Class::Normal));
         assert_eq!(decide(lanes, in_hand(&header)), Step::Hold(Lane::Local));
+        let more = local(5, Some(Class::Normal));
+        assert!(
+            matches!(decide(more, in_hand(&header)), Step::Place(Lane::Local, _)),
+            "they cannot fill all of it"
+        );
         let waited = InHand { source: Source::Wait(Lane::Local, Class::Normal), ..in_hand(&header) };
         assert!(matches!(decide(lanes, waited), Step::Place(Lane::Local, _)));
         header.class = Class::High;
@@ -228,7 +250,7 @@ mod tests {
         };
         assert_eq!(failure.kind, FailureKind::UnknownModel);
         // With no worker at all nothing can be said about models: the job waits.
-        assert!(matches!(decide([LaneNow::default(); 3], unknown), Step::Hold(_)));
+        assert!(matches!(decide(NONE, unknown), Step::Hold(_)));
     }
 
     #[test]
@@ -244,8 +266,14 @@ mod tests {
         let mut header = header();
         header.size = 11;
         let lanes = local(1, None);
-        let view =
-            View { policy: &POLICY, lanes: &lanes, payload_max: &[Some(10); 3], now: NOW, hold_max: HOLD };
+        let view = View {
+            policy: &POLICY,
+            lanes: &lanes,
+            payload_max: &[Some(10); 3],
+            now: NOW,
+            hold_max: HOLD,
+            reserved: 4,
+        };
         let Step::End(Status::Failed, failure) = view.decide(in_hand(&header)) else {
             panic!("over the limit")
         };

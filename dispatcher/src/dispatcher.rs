@@ -7,6 +7,7 @@ use crate::estimate::{Estimate, Look};
 use crate::feeds::{Arrival, Consumers, Feeds};
 use crate::hop::{self, Move};
 use crate::journal::{Entry, Journal};
+use crate::pace::Pace;
 use crate::policy::Policy;
 use crate::stopping::{Stop, Stopping};
 use crate::turns::Turns;
@@ -114,6 +115,7 @@ struct Loop {
     feeds: Feeds,
     turns: Turns<Taken>,
     held: VecDeque<Taken>,
+    pace: Pace,
     /// When each wait queue was last known to hold a job.
     waiting: HashMap<(Lane, Class), Instant>,
     unused: Option<Unused>,
@@ -160,6 +162,7 @@ impl Loop {
             arrivals,
             turns: Turns::default(),
             held: VecDeque::new(),
+            pace: Pace::new(Instant::now()),
             waiting: HashMap::new(),
             unused: None,
             looks,
@@ -188,8 +191,8 @@ impl Loop {
                 self.wait_for_the_broker().await;
                 continue;
             }
-            let batch = self.take_batch();
-            self.place(batch).await;
+            let (held, new) = self.take_batch();
+            self.place(held, new).await;
             self.feed();
             while self.settling.try_join_next().is_some() {}
         }
@@ -291,26 +294,26 @@ impl Loop {
         });
     }
 
-    /// Those held longest first, then what has arrived, in turns of the classes.
-    fn take_batch(&mut self) -> Vec<Taken> {
-        let mut batch: Vec<_> = self.held.drain(..).collect();
-        while batch.len() < BATCH_MAX
-            && let Some(taken) = self.turns.pop()
-        {
-            batch.push(taken);
-        }
-        batch
+    /// Those held, and what has arrived, in turns of the classes.
+    fn take_batch(&mut self) -> (VecDeque<Taken>, Vec<Taken>) {
+        let new = std::iter::from_fn(|| self.turns.pop()).take(BATCH_MAX).collect();
+        (std::mem::take(&mut self.held), new)
     }
 
-    /// Decides and acts for a batch. An empty one looks at the lanes.
-    async fn place(&mut self, batch: Vec<Taken>) {
+    /// Decides and acts for a batch, those held longest first. An empty one looks at the lanes.
+    async fn place(&mut self, held: VecDeque<Taken>, new: Vec<Taken>) {
+        // Whether a job has ended is asked once. One that ends while it is held is found out by its worker.
+        let ids: Vec<_> = new.iter().map(|taken| taken.header.id).collect();
+        let asked_before = held.len();
+        let mut batch = Vec::from(held);
+        batch.extend(new);
         let (models, model_of) = models(&batch);
-        let ids = batch.iter().map(|taken| taken.header.id).collect();
-        let facts = self.observe(ids, models).await;
+        let facts = self.observe(ids, models, batch.len()).await;
         let mut lanes = self.lanes(&facts);
         let mut moves = Vec::new();
         for (at, taken) in batch.into_iter().enumerate() {
-            if let Some(recorded) = &facts.ended[at] {
+            let ended = at.checked_sub(asked_before).and_then(|at| facts.ended[at].as_ref());
+            if let Some(recorded) = ended {
                 let Taken { header, source, delivery, .. } = taken;
                 let fate = Fate::Recorded(header, recorded.clone());
                 self.end(Ending { delivery, queue: queue_of(source), fate });
@@ -323,8 +326,10 @@ impl Loop {
                 debug_assert!(false, "{illegal}");
                 metrics::counter!("straightline_illegal_steps_total").increment(1);
             }
-            if let Step::Place(lane, _) = step {
-                lanes[lane.index()].room = lanes[lane.index()].room.saturating_sub(1);
+            match step {
+                Step::Place(lane, _) => lanes[lane.index()].room = lanes[lane.index()].room.saturating_sub(1),
+                Step::Hold(lane) => lanes[lane.index()].keeps = lanes[lane.index()].keeps.saturating_sub(1),
+                Step::Park(..) | Step::End(..) => {}
             }
             moves.extend(self.act(taken, step).await);
         }
@@ -339,14 +344,9 @@ impl Loop {
             payload_max: &self.config.payload_max,
             now: unix_now(),
             hold_max: self.config.hold_max,
+            reserved: self.config.wait_prefetch,
         };
-        let job = InHand {
-            header: &taken.header,
-            source: taken.source,
-            model,
-            held: taken.since.elapsed(),
-            may_hold: self.held.len() < self.config.held_max,
-        };
+        let job = InHand { header: &taken.header, source: taken.source, model, held: taken.since.elapsed() };
         let step = view.decide(job);
         if let (Some(journal), Step::Place(lane, reason)) = (&self.journal, &step) {
             let seen = view.seen(&job);
@@ -356,8 +356,8 @@ impl Loop {
     }
 
     /// One round trip: counts, looks up, claims. Without shared state, what this process knows has to do.
-    async fn observe(&mut self, ids: Vec<JobId>, models: Vec<(ModelName, u32)>) -> Facts {
-        let places = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+    async fn observe(&mut self, ids: Vec<JobId>, models: Vec<(ModelName, u32)>, places: usize) -> Facts {
+        let places = u32::try_from(places).unwrap_or(u32::MAX);
         let query =
             Batch { models, ids, claim: [places; 3], unused: self.unused.take(), window: self.config.window };
         let look = *self.looks.borrow_and_update();
@@ -377,13 +377,14 @@ impl Loop {
     fn lanes(&mut self, facts: &Facts) -> [LaneNow; 3] {
         let now = Instant::now();
         self.waiting.retain(|_, seen| now.duration_since(*seen) < WAITING_SEEN);
+        let keeps = self.pace.keeps(now);
         Lane::ALL.map(|lane| {
             let seen = facts.lane(lane);
             let live = seen.workers > 0;
             self.feeds.saw(lane, live, seen.granted + seen.left > 0, now);
             let waits = |class: &Class| self.waiting.contains_key(&(lane, *class));
             let waiting = Class::ALL.into_iter().find(waits);
-            LaneNow { live, room: seen.granted, waiting }
+            LaneNow { live, room: seen.granted, waiting, keeps: keeps[lane.index()] }
         })
     }
 
@@ -411,6 +412,7 @@ impl Loop {
                 if let Source::Wait(lane, class) = taken.source {
                     self.feeds.worthwhile(lane, class);
                 }
+                self.pace.placed(lane);
                 self.placed.fetch_add(1, Ordering::Relaxed);
                 taken.header.placement = Some(Placement { lane, reason });
                 Some(self.publish(taken, Queue::Lane(lane)).await)

@@ -21,6 +21,7 @@ pub mod feeds;
 mod hop;
 mod intake;
 pub mod journal;
+mod pace;
 pub mod policy;
 mod sampler;
 mod stopping;

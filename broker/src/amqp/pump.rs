@@ -14,9 +14,9 @@
 use super::endpoint::Endpoint;
 use super::handshake::{self, Setup, reason};
 use super::{Config, convert, topology};
+use crate::BrokerError;
 use crate::message::{Message, Properties};
 use crate::queue::Queue;
-use crate::BrokerError;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
@@ -181,7 +181,8 @@ impl Pump {
             let options = BasicConsumeOptions::default();
             channel.basic_consume(queue.into(), "pump".into(), options, FieldTable::default()).await
         };
-        let stream = consuming.await.map_err(|error| self.setup.failed(&format!("consume {queue}"), &error))?;
+        let stream =
+            consuming.await.map_err(|error| self.setup.failed(&format!("consume {queue}"), &error))?;
         Ok((channel, stream))
     }
 

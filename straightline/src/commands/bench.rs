@@ -67,13 +67,15 @@ pub async fn run(mut settings: Settings, options: &cli::Bench) -> Result<bool> {
 fn check(settings: &Settings, options: &cli::Bench) -> Result<(), ConfigError> {
     let refuse = |problem: &str| Err(ConfigError::Value(problem.to_owned()));
     match settings.broker.url {
-        None if options.ceiling => {
-            refuse("--ceiling compares with what RabbitMQ carries: set broker.url, with a virtual host of its own")
-        }
+        None if options.ceiling => refuse(
+            "--ceiling compares with what RabbitMQ carries: set broker.url, with a virtual host of its own",
+        ),
         None if !options.spawn => {
             refuse("there is no deployment to measure: set broker.url and state.url, or use --spawn")
         }
-        None if settings.state.url.is_some() => refuse("state.url is set and broker.url is not: set both, or none"),
+        None if settings.state.url.is_some() => {
+            refuse("state.url is set and broker.url is not: set both, or none")
+        }
         _ => Ok(()),
     }
 }
@@ -194,14 +196,20 @@ impl Bench<'_> {
 
     fn job(&self) -> Submission {
         let bytes = usize::try_from(self.options.size.as_u64()).unwrap_or(usize::MAX);
-        let input = Opaque { content_type: "application/octet-stream".to_owned(), data: Bytes::from(vec![b'x'; bytes]) };
+        let input = Opaque {
+            content_type: "application/octet-stream".to_owned(),
+            data: Bytes::from(vec![b'x'; bytes]),
+        };
         let mut job = Submission::new(self.options.model.clone(), Payload::Opaque(input));
         job.deadline = DEADLINE;
         job
     }
 
     /// Whom a measurement is charged to: this process, those that were started, and broker and state if they are here.
-    fn processes<'s>(&self, started: impl IntoIterator<Item = &'s system::Started>) -> Vec<(&'static str, u32)> {
+    fn processes<'s>(
+        &self,
+        started: impl IntoIterator<Item = &'s system::Started>,
+    ) -> Vec<(&'static str, u32)> {
         let mut processes = vec![("client", std::process::id())];
         processes.extend(started.into_iter().filter_map(|started| Some((started.role, started.pid()?))));
         let local = |url: &Option<SecretString>, port, name| {

@@ -71,7 +71,8 @@ fn answered(bytes: usize) -> Dress {
 }
 
 fn header(model: &ModelName, client: ClientName) -> JobHeader {
-    let mut header = JobHeader::new(JobId::new(), model.clone(), client.clone(), UnixMillis::from(SystemTime::now()));
+    let mut header =
+        JobHeader::new(JobId::new(), model.clone(), client.clone(), UnixMillis::from(SystemTime::now()));
     header.reply_to = ReplyQueue::of(&client, &JobId::new().to_string()).ok();
     header
 }

@@ -95,11 +95,7 @@ impl Due {
 }
 
 /// Offers copies of `job` through `client`, whose own limit of pending jobs must be the window.
-pub async fn through_client(
-    client: &Client,
-    job: &Submission,
-    load: Load,
-) -> Measured {
+pub async fn through_client(client: &Client, job: &Submission, load: Load) -> Measured {
     let due_at = Arc::new(Mutex::new(Vec::with_capacity(load.jobs)));
     let noting = Arc::clone(&due_at);
     let submissions = stream::unfold((Due::of(load), 0), |(mut due, sent)| {

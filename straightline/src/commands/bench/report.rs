@@ -152,7 +152,10 @@ impl Report {
 
     fn figures(&self, seen: &[Seen]) -> Map<String, Value> {
         let mut figures = Map::new();
-        figures.insert("jobs_per_s".to_owned(), number(median(seen.iter().map(|seen| seen.saturated.per_second()))));
+        figures.insert(
+            "jobs_per_s".to_owned(),
+            number(median(seen.iter().map(|seen| seen.saturated.per_second()))),
+        );
         let mut saturated = Map::new();
         for percent in PERCENTILES {
             let at_rate = |seen: &Seen| seen.paced.as_ref().map(|paced| paced.percentile_ms(percent));
@@ -273,7 +276,8 @@ mod tests {
         let took = Duration::from_secs_f64(1_000.0 / per_second as f64);
         let saturated = Measured { latencies: latencies.clone(), took, ..Measured::default() };
         let paced = Some(Measured { latencies, ..Measured::default() });
-        let processor = BTreeMap::from([("client", Duration::from_secs(1)), ("broker", Duration::from_secs(2))]);
+        let processor =
+            BTreeMap::from([("client", Duration::from_secs(1)), ("broker", Duration::from_secs(2))]);
         Seen { saturated, paced, processor, ..Seen::default() }
     }
 
