@@ -4,6 +4,7 @@
 use crate::limits::{CLIENT_NAME_BYTES_MAX, MODEL_NAME_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// A name that breaks its rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +30,7 @@ impl InvalidName {
 #[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
-pub struct ModelName(Box<str>);
+pub struct ModelName(Arc<str>);
 
 impl ModelName {
     const RULE: &'static str =
@@ -59,7 +60,7 @@ impl ModelName {
 #[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
-pub struct ClientName(Box<str>);
+pub struct ClientName(Arc<str>);
 
 impl ClientName {
     const RULE: &'static str = "use 1 to 64 letters, digits, '.', '_' and '-'";
@@ -86,7 +87,7 @@ impl ClientName {
 #[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
-pub struct ReplyQueue(Box<str>);
+pub struct ReplyQueue(Arc<str>);
 
 impl ReplyQueue {
     const RULE: &'static str =
@@ -148,7 +149,7 @@ macro_rules! string_like {
         }
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0.into()
+                name.0.as_ref().to_owned()
             }
         }
         impl fmt::Display for $name {

@@ -45,6 +45,22 @@ pub trait Executor: Send + Sync {
     /// lets nobody see its end.
     async fn run(&self, task: Task) -> Result<Ran, Failure>;
 
+    /// Whether quick tasks gain by [`Executor::run_in_turn`]: true where handing a task over costs about as much as a quick
+    /// one takes to run.
+    fn gathers(&self) -> bool {
+        false
+    }
+
+    /// Runs tasks one after the other in one slot, each within its own limit, and gives their ends in their order. One that
+    /// outlives its limit fails alone: those behind it run all the same.
+    async fn run_in_turn(&self, tasks: Vec<Task>) -> Vec<Result<Ran, Failure>> {
+        let mut ends = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            ends.push(self.run(task).await);
+        }
+        ends
+    }
+
     /// Ends the lane: idle parts at once, busy ones within a bound of the lane's own. Later runs fail.
     async fn stop(&self);
 }

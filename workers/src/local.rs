@@ -2,8 +2,8 @@
 //!
 //! There are as many model threads as slots (one per core, unless told otherwise), and each run stays on its
 //! thread: parallelism comes from slots, so that a model that could spread over all cores does not take those of
-//! its neighbours. A task goes to an idle thread through that thread's channel and its answer comes back through a
-//! oneshot; nothing of a model ever runs on the async runtime.
+//! its neighbours. A task, or several quick ones together, goes to an idle thread through that thread's channel, and a
+//! oneshot says that all have run; nothing of a model ever runs on the async runtime.
 //!
 //! A run that outlives its limit cannot be stopped, only left: its thread is *abandoned* and another takes its
 //! place, so that the slot is free again. An abandoned thread keeps its core busy, so there may be at most
@@ -145,7 +145,16 @@ impl Executor for Local {
     }
 
     async fn run(&self, task: Task) -> Result<Ran, Failure> {
-        self.threads.run(task).await
+        let gone = || Failure::new(FailureKind::Internal, "a run had no end");
+        self.threads.run(vec![task]).await.pop().unwrap_or_else(|| Err(gone()))
+    }
+
+    fn gathers(&self) -> bool {
+        true
+    }
+
+    async fn run_in_turn(&self, tasks: Vec<Task>) -> Vec<Result<Ran, Failure>> {
+        self.threads.run(tasks).await
     }
 
     async fn stop(&self) {

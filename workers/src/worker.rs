@@ -17,6 +17,7 @@
 mod attempt;
 mod cancelled;
 mod ending;
+mod gather;
 mod hand;
 mod intake;
 mod line;

@@ -2,11 +2,14 @@
 
 use crate::lane::{Capacity, Ran, Task};
 use crate::runtime::Runtime;
-use schemas::{Failure, FailureKind};
-use std::collections::HashSet;
+use schemas::{Failure, FailureKind, JobId, ModelName};
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, oneshot, watch};
+
+/// How long a thread may take between two tasks before it is looked at again.
+const BETWEEN: Duration = Duration::from_millis(1);
 
 type Work = dyn Fn(Task) -> Result<Ran, Failure> + Send + Sync;
 
@@ -41,8 +44,29 @@ struct Thread {
 }
 
 struct Order {
-    task: Task,
-    answer: oneshot::Sender<Result<Ran, Failure>>,
+    batch: Arc<Mutex<Batch>>,
+    /// Told when all have run. Nobody waits any more once its other end is gone.
+    done: oneshot::Sender<()>,
+}
+
+/// Tasks that one thread runs in turn.
+#[derive(Default)]
+struct Batch {
+    waiting: VecDeque<Task>,
+    running: Option<Running>,
+    ends: Vec<Result<Ran, Failure>>,
+}
+
+/// The task that runs.
+struct Running {
+    id: JobId,
+    model: ModelName,
+    since: Instant,
+    limit: Duration,
+}
+
+fn lock(batch: &Mutex<Batch>) -> MutexGuard<'_, Batch> {
+    batch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Threads {
@@ -70,31 +94,65 @@ impl Threads {
         self.capacity.subscribe()
     }
 
-    pub(super) async fn run(self: &Arc<Self>, task: Task) -> Result<Ran, Failure> {
-        let limit = task.limit;
-        let (id, model) = (task.id, task.model.clone());
-        let mut busy = self.take().await?;
-        let (answer, answered) = oneshot::channel();
-        busy.order(Order { task, answer })?;
-        match tokio::time::timeout(limit, answered).await {
-            Ok(Ok(ended)) => {
-                busy.done();
-                ended
+    /// Runs tasks one after the other on one thread; on another if one of them outlives its limit.
+    pub(super) async fn run(self: &Arc<Self>, tasks: Vec<Task>) -> Vec<Result<Ran, Failure>> {
+        let mut ends = Vec::with_capacity(tasks.len());
+        let mut waiting = VecDeque::from(tasks);
+        while !waiting.is_empty() {
+            let batch = Arc::new(Mutex::new(Batch { waiting, ..Batch::default() }));
+            let ended = self.run_batch(&batch).await;
+            let mut batch = lock(&batch);
+            waiting = std::mem::take(&mut batch.waiting);
+            ends.append(&mut batch.ends);
+            ends.extend(ended.err().map(Err));
+        }
+        ends
+    }
+
+    /// Runs what waits in `batch` until all of it has run, or one of them cannot or outlives its limit: the failure is
+    /// that one's, and those behind it wait on.
+    async fn run_batch(self: &Arc<Self>, batch: &Arc<Mutex<Batch>>) -> Result<(), Failure> {
+        let unable = |failure| {
+            lock(batch).waiting.pop_front();
+            failure
+        };
+        let mut busy = self.take().await.map_err(unable)?;
+        let mut patience = lock(batch).waiting.front().map_or(Duration::ZERO, |task| task.limit);
+        let (done, mut all_ran) = oneshot::channel();
+        busy.order(Order { batch: Arc::clone(batch), done }).map_err(unable)?;
+        loop {
+            match tokio::time::timeout(patience, &mut all_ran).await {
+                Ok(Ok(())) => {
+                    busy.done();
+                    return Ok(());
+                }
+                Ok(Err(_)) => {
+                    busy.gone();
+                    let model = lock(batch)
+                        .running
+                        .take()
+                        .map_or_else(String::new, |r| format!(" model {}", r.model));
+                    let message = format!("the thread that ran{model} died");
+                    return Err(Failure::new(FailureKind::Internal, message));
+                }
+                Err(_) => {}
             }
-            Ok(Err(_)) => {
-                busy.gone();
-                Err(Failure::new(FailureKind::Internal, format!("the thread that ran model {model} died")))
-            }
-            Err(_) => {
-                let limit_ms = limit.as_millis();
-                tracing::warn!(job.id = %id, %model, limit_ms, "run outlived its limit; its thread is abandoned");
-                drop(busy);
-                self.tell_if_full();
-                Err(Failure::new(
-                    FailureKind::Timeout,
-                    format!("model {model} ran longer than {limit_ms} ms"),
-                ))
-            }
+            // Held until it is decided: the one that runs may end just now, and the next begin.
+            let found = lock(batch);
+            let late = found.running.as_ref().filter(|running| running.since.elapsed() >= running.limit);
+            let Some(Running { id, model, limit, .. }) = late else {
+                let left = |running: &Running| running.limit.saturating_sub(running.since.elapsed());
+                patience = found.running.as_ref().map_or(BETWEEN, left);
+                continue;
+            };
+            // From here on the thread takes no more of them, and the end of this one is not noted.
+            all_ran.close();
+            let message = format!("model {model} ran longer than {} ms", limit.as_millis());
+            tracing::warn!(job.id = %id, %model, limit_ms = limit.as_millis(), "run outlived its limit; its thread is abandoned");
+            drop(found);
+            drop(busy);
+            self.tell_if_full();
+            return Err(Failure::new(FailureKind::Timeout, message));
         }
     }
 
@@ -165,11 +223,17 @@ impl Threads {
 
     /// The life of a model thread.
     fn serve(&self, orders: mpsc::Receiver<Order>) {
-        for Order { task, answer } in orders {
-            if !answer.is_closed() {
-                // Nobody waits any more where the run outlived its limit.
-                let _ = answer.send((self.work)(task));
+        for Order { batch, done } in orders {
+            while let Some(task) = next(&batch, &done) {
+                let end = (self.work)(task);
+                let mut batch = lock(&batch);
+                batch.running = None;
+                if !done.is_closed() {
+                    batch.ends.push(end);
+                }
             }
+            // Nobody waits any more where a run outlived its limit.
+            let _ = done.send(());
         }
     }
 
@@ -225,6 +289,18 @@ impl Threads {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The next task to run, while somebody waits for it.
+fn next(batch: &Mutex<Batch>, done: &oneshot::Sender<()>) -> Option<Task> {
+    let mut batch = lock(batch);
+    if done.is_closed() {
+        return None;
+    }
+    let task = batch.waiting.pop_front()?;
+    batch.running =
+        Some(Running { id: task.id, model: task.model.clone(), since: Instant::now(), limit: task.limit });
+    Some(task)
 }
 
 /// A thread at work for one caller. Dropped before the run's end, whether the limit passed or the caller left, it

@@ -1,10 +1,10 @@
-//! One attempt: from a header to an output or a failure. Decoding and blobs happen here, so that lanes see tensors
+//! Attempts: from a header to an output or a failure. Decoding and blobs happen here, so that lanes see tensors
 //! and bytes only.
 
 use super::ending::Output;
 use super::offload::offload;
 use super::services::{Job, Services};
-use crate::lane::Task;
+use crate::lane::{Ran, Task};
 use schemas::body::InvalidBody;
 use schemas::limits::{DEADLINE_MAX, PARAMETERS_MAX, PAYLOAD_BYTES_MAX};
 use schemas::payload::InvalidPayload;
@@ -12,13 +12,44 @@ use schemas::wire::DecodeError;
 use schemas::{BlobRef, Failure, FailureKind, JobBody, JobHeader, Payload, UnixMillis};
 use state::Start;
 use state::blobs::BlobError;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
 /// A note of a start outlives its job's deadline by this much, for clocks that differ.
 const NOTE_SLACK: Duration = Duration::from_secs(60);
 
-pub(crate) async fn run(services: &Services, job: &Job) -> Result<Output, Failure> {
+/// Runs the jobs that share a slot; an end for each, in their order.
+pub(crate) async fn run(services: &Services, jobs: &[Arc<Job>]) -> Vec<Result<Output, Failure>> {
+    let (mut tasks, mut refused) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+    for job in jobs {
+        match task(services, job).await {
+            Ok(task) => {
+                tasks.push(task);
+                refused.push(None);
+            }
+            Err(failure) => refused.push(Some(failure)),
+        }
+    }
+    let mut ran = services.executor.run_in_turn(tasks).await.into_iter();
+    let mut ends = Vec::with_capacity(jobs.len());
+    for refused in refused {
+        let no_end = || Err(Failure::new(FailureKind::Internal, "a run had no end"));
+        ends.push(match refused {
+            Some(failure) => Err(failure),
+            None => match ran.next().unwrap_or_else(no_end) {
+                Ok(Ran { output, run_time }) => {
+                    store(services, output).await.map(|payload| Output { payload, run_time })
+                }
+                Err(failure) => Err(failure),
+            },
+        });
+    }
+    ends
+}
+
+/// The job's body read and its input fetched.
+async fn task(services: &Services, job: &Job) -> Result<Task, Failure> {
     let header = &job.header;
     if !services.models.contains(&header.model) {
         return Err(without_model(services, header));
@@ -37,7 +68,7 @@ pub(crate) async fn run(services: &Services, job: &Job) -> Result<Output, Failur
         input => input,
     };
     let longest = services.config.run_timeout;
-    let task = Task {
+    Ok(Task {
         id: header.id,
         model: header.model.clone(),
         attempt: header.attempt,
@@ -45,9 +76,7 @@ pub(crate) async fn run(services: &Services, job: &Job) -> Result<Output, Failur
         outputs: body.outputs,
         parameters: body.parameters,
         limit: header.run_timeout.map_or(longest, |asked| asked.min(longest)),
-    };
-    let ran = services.executor.run(task).await?;
-    Ok(Output { payload: store(services, ran.output).await?, run_time: ran.run_time })
+    })
 }
 
 /// No attempt was made, and whoever takes the job next may have the model. Whether anybody has it is the dispatchers' to

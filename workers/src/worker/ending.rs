@@ -72,26 +72,23 @@ pub(crate) fn expired(header: &JobHeader, place: &Place<'_>, now: UnixMillis) ->
     Ending::Ended(Box::new(result))
 }
 
-/// What becomes of the job of `header` after its attempt ended in `outcome`.
-///
-/// A success is one however late: the work is done, and the client may still be there.
-pub(crate) fn after_attempt(
+/// The result of a job that succeeded. However late: the work is done, and the client may still be there.
+pub(crate) fn succeeded(header: &JobHeader, output: Output, place: &Place<'_>, now: UnixMillis) -> JobResult {
+    let mut result = result(header, Status::Succeeded, place, now);
+    result.run_us = Some(u64::try_from(output.run_time.as_micros()).unwrap_or(u64::MAX));
+    result.output = Some(output.payload);
+    result
+}
+
+/// What becomes of the job of `header` after its attempt failed.
+pub(crate) fn after_failure(
     header: &JobHeader,
-    outcome: Result<Output, Failure>,
+    failure: Failure,
     place: &Place<'_>,
     policy: &RetryPolicy,
     now: UnixMillis,
     draw: f64,
 ) -> Ending {
-    let failure = match outcome {
-        Ok(output) => {
-            let mut result = result(header, Status::Succeeded, place, now);
-            result.run_us = Some(u64::try_from(output.run_time.as_micros()).unwrap_or(u64::MAX));
-            result.output = Some(output.payload);
-            return Ending::Ended(Box::new(result));
-        }
-        Err(failure) => failure,
-    };
     let noted = noted(header, &failure, place, now);
     match policy.decide(header, &failure, now, draw) {
         Decision::Retry { delay, attempt } => {
@@ -163,16 +160,16 @@ mod tests {
         header
     }
 
-    fn after(header: &JobHeader, outcome: Result<Output, FailureKind>) -> Ending {
-        let outcome = outcome.map_err(|kind| Failure::new(kind, "words"));
-        after_attempt(header, outcome, &PLACE, &RetryPolicy::default(), UnixMillis(1_000), 0.5)
+    fn after(header: &JobHeader, kind: FailureKind) -> Ending {
+        let failure = Failure::new(kind, "words");
+        after_failure(header, failure, &PLACE, &RetryPolicy::default(), UnixMillis(1_000), 0.5)
     }
 
     #[test]
     fn a_success_says_where_and_how_long() {
         let payload = Payload::Tensors(Vec::new());
         let output = Output { payload: payload.clone(), run_time: Duration::from_micros(35) };
-        let Ending::Ended(result) = after(&header(2, 10), Ok(output)) else { panic!("not ended") };
+        let result = succeeded(&header(2, 10), output, &PLACE, UnixMillis(1_000));
         assert_eq!((result.status, result.attempts, result.run_us), (Status::Succeeded, 2, Some(35)));
         assert_eq!((result.lane, result.worker.as_deref()), (Some(Lane::Local), Some("w1")));
         assert_eq!((result.output, result.reason.as_deref()), (Some(payload), Some("moderate")));
@@ -181,7 +178,7 @@ mod tests {
     #[test]
     fn a_retry_carries_what_happened_and_is_placed_anew() {
         let before = header(1, 100_000);
-        let Ending::Retried { header, .. } = after(&before, Err(FailureKind::ModelError)) else {
+        let Ending::Retried { header, .. } = after(&before, FailureKind::ModelError) else {
             panic!("not retried")
         };
         assert_eq!((header.attempt, header.placement), (2, None));
@@ -201,7 +198,7 @@ mod tests {
             failure: Failure::new(FailureKind::Timeout, "x"),
         });
         for _ in 0..5 {
-            let Ending::Retried { header, .. } = after(&now, Err(FailureKind::Busy)) else {
+            let Ending::Retried { header, .. } = after(&now, FailureKind::Busy) else {
                 panic!("not retried")
             };
             now = *header;
@@ -212,14 +209,12 @@ mod tests {
 
     #[test]
     fn the_last_failure_buries_and_a_deadline_does_not() {
-        let Ending::Dead(dead) = after(&header(4, 100_000), Err(FailureKind::Timeout)) else {
-            panic!("not dead")
-        };
+        let Ending::Dead(dead) = after(&header(4, 100_000), FailureKind::Timeout) else { panic!("not dead") };
         assert_eq!((dead.result.status, dead.result.attempts, dead.entry.attempts), (Status::Failed, 4, 4));
         assert_eq!((dead.entry.history.len(), &dead.entry.queue[..]), (1, "lane.local"));
         assert!(dead.entry.failure.message.contains("gave up after 4 attempts"), "{}", dead.entry.failure);
         assert_eq!(dead.result.error.as_ref(), Some(&dead.entry.failure));
-        let Ending::Ended(result) = after(&header(1, 1_001), Err(FailureKind::Timeout)) else {
+        let Ending::Ended(result) = after(&header(1, 1_001), FailureKind::Timeout) else {
             panic!("not ended")
         };
         assert_eq!(
@@ -242,7 +237,7 @@ mod tests {
             let now = UnixMillis(1_000);
             let before = header(attempt, 1_000 + left);
             let failure = Failure::new(FailureKind::from_index(kind), "words");
-            let ending = after_attempt(&before, Err(failure.clone()), &PLACE, &policy, now, draw);
+            let ending = after_failure(&before, failure.clone(), &PLACE, &policy, now, draw);
             match (policy.decide(&before, &failure, now, draw), &ending) {
                 (Decision::Retry { delay, attempt }, Ending::Retried { header, delay: chosen }) => {
                     prop_assert_eq!((delay, attempt), (*chosen, header.attempt));

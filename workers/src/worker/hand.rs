@@ -55,15 +55,17 @@ pub(crate) struct Hand {
     strays: HashMap<Seq, Box<Delivery>>,
     next: Seq,
     checks: JoinSet<(Seq, Option<Bytes>)>,
-    runs: JoinSet<(Seq, Result<Output, Failure>)>,
-    ends: JoinSet<(Seq, Settlement)>,
+    runs: JoinSet<Vec<(Seq, Result<Output, Failure>)>>,
+    ends: JoinSet<Vec<(Seq, Settlement)>>,
 }
 
 /// A task has done its work.
 pub(crate) enum Done {
     Checked(Seq, Option<Bytes>),
-    Ran(Seq, Result<Output, Failure>),
-    Settled(Seq, Settlement),
+    /// Those that shared a slot.
+    Ran(Vec<(Seq, Result<Output, Failure>)>),
+    /// Those that ended together.
+    Settled(Vec<(Seq, Settlement)>),
 }
 
 impl Hand {
@@ -86,6 +88,10 @@ impl Hand {
 
     pub(crate) fn get_mut(&mut self, seq: Seq) -> Option<&mut Held> {
         self.held.get_mut(&seq)
+    }
+
+    pub(crate) fn get(&self, seq: Seq) -> Option<&Held> {
+        self.held.get(&seq)
     }
 
     pub(crate) fn job(&self, seq: Seq) -> Option<Arc<Job>> {
@@ -152,31 +158,41 @@ impl Hand {
             .spawn(async move { (seq, AssertUnwindSafe(check).catch_unwind().await.unwrap_or_default()) });
     }
 
+    /// `run` gives an outcome for each of `seqs`.
     pub(crate) fn run(
         &mut self,
-        seq: Seq,
-        run: impl Future<Output = Result<Output, Failure>> + Send + 'static,
+        seqs: Vec<Seq>,
+        run: impl Future<Output = Vec<Result<Output, Failure>>> + Send + 'static,
     ) {
-        let fault = |_| Err(Failure::new(FailureKind::Internal, "the worker's own code panicked"));
-        self.runs
-            .spawn(async move { (seq, AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(fault)) });
+        let fault = || Err(Failure::new(FailureKind::Internal, "the worker's own code panicked"));
+        self.runs.spawn(async move { each(seqs, AssertUnwindSafe(run).catch_unwind().await, fault) });
     }
 
-    pub(crate) fn end(&mut self, seq: Seq, end: impl Future<Output = Settlement> + Send + 'static) {
-        let fault = |_| Settlement::GiveBack;
-        self.ends
-            .spawn(async move { (seq, AssertUnwindSafe(end).catch_unwind().await.unwrap_or_else(fault)) });
+    /// `end` gives a settlement for each of `seqs`.
+    pub(crate) fn end(
+        &mut self,
+        seqs: Vec<Seq>,
+        end: impl Future<Output = Vec<Settlement>> + Send + 'static,
+    ) {
+        let fault = || Settlement::GiveBack;
+        self.ends.spawn(async move { each(seqs, AssertUnwindSafe(end).catch_unwind().await, fault) });
     }
 
     /// Waits until a task is done; for ever if there is none. Cancel-safe.
     pub(crate) async fn done(&mut self) -> Done {
         tokio::select! {
-            Some((seq, outcome)) = self.runs.join_next().map(joined) => Done::Ran(seq, outcome),
-            Some((seq, settlement)) = self.ends.join_next().map(joined) => Done::Settled(seq, settlement),
+            Some(outcomes) = self.runs.join_next().map(joined) => Done::Ran(outcomes),
+            Some(settlements) = self.ends.join_next().map(joined) => Done::Settled(settlements),
             Some((seq, record)) = self.checks.join_next().map(joined) => Done::Checked(seq, record),
             else => std::future::pending().await,
         }
     }
+}
+
+/// What a task gave for each; `fault` for those it panicked over or forgot.
+fn each<T, P>(seqs: Vec<Seq>, given: Result<Vec<T>, P>, fault: impl Fn() -> T) -> Vec<(Seq, T)> {
+    let mut given = given.unwrap_or_else(|_| Vec::new()).into_iter();
+    seqs.into_iter().map(|seq| (seq, given.next().unwrap_or_else(&fault))).collect()
 }
 
 /// What a task gave. Panics are caught inside the tasks, and they are only aborted when nobody asks any more.
@@ -240,7 +256,7 @@ mod tests {
         let (ledger, mut hand) = (Ledger::default(), Hand::default());
         let seq = hand.hold(job(), ledger.delivery(1));
         hand.hold_stray(ledger.delivery(1));
-        hand.end(seq, async { Settlement::Ack });
+        hand.end(vec![seq], async { vec![Settlement::Ack] });
         assert_eq!(hand.give_everything_back(), 2);
         assert_eq!(ledger.take(), [(1, Settlement::GiveBack); 2]);
     }
@@ -248,11 +264,13 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_panics_is_a_failure_of_its_job() {
         let mut hand = Hand::default();
-        hand.run(7, async { panic!("a fault in the worker") });
-        let Done::Ran(7, Err(failure)) = hand.done().await else { panic!("not what ran") };
-        assert_eq!(failure.kind, FailureKind::Internal);
-        hand.end(8, async { panic!("a fault in the worker") });
-        assert!(matches!(hand.done().await, Done::Settled(8, Settlement::GiveBack)));
+        hand.run(vec![7, 6], async { panic!("a fault in the worker") });
+        let Done::Ran(ran) = hand.done().await else { panic!("not what ran") };
+        assert!(ran.iter().map(|(seq, _)| *seq).eq([7, 6]), "a failure of every job that it had");
+        assert!(ran.iter().all(|(_, end)| end.as_ref().unwrap_err().kind == FailureKind::Internal));
+        hand.end(vec![8], async { panic!("a fault in the worker") });
+        let Done::Settled(settled) = hand.done().await else { panic!("not what ended") };
+        assert_eq!(settled, [(8, Settlement::GiveBack)]);
         hand.check(9, async { panic!("a fault in the worker") });
         assert!(matches!(hand.done().await, Done::Checked(9, None)));
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-/// Most records in a batch.
+/// A batch of so many records takes no more.
 const BATCH_RECORDS_MAX: usize = 128;
 /// Bytes after which a batch is full.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -43,8 +43,8 @@ impl Recorded {
 }
 
 struct Order {
-    record: Record,
-    answer: oneshot::Sender<Recorded>,
+    records: Vec<Record>,
+    answer: oneshot::Sender<Vec<Recorded>>,
 }
 
 /// Hands records to the task that writes them. The task ends when the last of these is gone.
@@ -61,17 +61,19 @@ impl Recorder {
         Self { orders, keep }
     }
 
-    /// Records `result` unless the job has a record already.
-    pub(crate) async fn record(&self, id: JobId, result: Bytes) -> Recorded {
+    /// Records each result unless its job has a record already; answers in their order.
+    pub(crate) async fn record(&self, results: Vec<(JobId, Bytes)>) -> Vec<Recorded> {
         let (answer, answered) = oneshot::channel();
-        let record = Record { id, result: result.clone(), keep: self.keep };
+        let record =
+            |(id, result): &(JobId, Bytes)| Record { id: *id, result: result.clone(), keep: self.keep };
+        let records = results.iter().map(record).collect();
         // The writing task outlives every recorder unless it panicked: then nothing is recorded, which is said.
-        let sent = self.orders.send(Order { record, answer }).await.is_ok();
+        let sent = self.orders.send(Order { records, answer }).await.is_ok();
         match answered.await {
             Ok(recorded) if sent => recorded,
             _ => {
-                missed(1);
-                Recorded::Missed(result)
+                missed(results.len());
+                results.into_iter().map(|(_, result)| Recorded::Missed(result)).collect()
             }
         }
     }
@@ -91,8 +93,15 @@ async fn write(state: Arc<dyn State>, patience: Duration, mut orders: mpsc::Rece
                 continue;
             }
         };
-        let batch = batch(first, &mut orders);
-        let (records, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|o| (o.record, o.answer)).unzip();
+        let mut records = Vec::new();
+        let answers: Vec<_> = batch(first, &mut orders)
+            .into_iter()
+            .map(|order| {
+                let asked = order.records.len();
+                records.extend(order.records);
+                (asked, order.answer)
+            })
+            .collect();
         let found = finish(&*state, patience, &records).await;
         if let Err(error) = &found {
             missed(records.len());
@@ -101,14 +110,14 @@ async fn write(state: Arc<dyn State>, patience: Duration, mut orders: mpsc::Rece
         }
         let back = found.is_ok();
         let mut found = found.unwrap_or_default().into_iter();
-        for (record, answer) in records.into_iter().zip(answers) {
-            let recorded = match found.next() {
-                Some(Finish::Won) => Recorded::Ours(record.result),
-                Some(Finish::Lost(earlier)) => Recorded::Earlier(earlier),
-                None => Recorded::Missed(record.result),
-            };
+        let mut recorded = records.into_iter().map(|record| match found.next() {
+            Some(Finish::Won) => Recorded::Ours(record.result),
+            Some(Finish::Lost(earlier)) => Recorded::Earlier(earlier),
+            None => Recorded::Missed(record.result),
+        });
+        for (asked, answer) in answers {
             // Nobody waits when the worker was halted meanwhile.
-            let _ = answer.send(recorded);
+            let _ = answer.send(recorded.by_ref().take(asked).collect());
         }
         if back {
             // A batch at a time: fresh results go first.
@@ -120,11 +129,13 @@ async fn write(state: Arc<dyn State>, patience: Duration, mut orders: mpsc::Rece
 
 /// What has arrived, as much as fits.
 fn batch(first: Order, orders: &mut mpsc::Receiver<Order>) -> Vec<Order> {
-    let mut bytes = first.record.result.len();
+    let bytes_of = |order: &Order| order.records.iter().map(|record| record.result.len()).sum::<usize>();
+    let (mut records, mut bytes) = (first.records.len(), bytes_of(&first));
     let mut batch = vec![first];
-    while batch.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
+    while records < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
         let Ok(order) = orders.try_recv() else { break };
-        bytes += order.record.result.len();
+        records += order.records.len();
+        bytes += bytes_of(&order);
         batch.push(order);
     }
     batch

@@ -15,6 +15,7 @@ use super::Phase;
 use super::attempt;
 use super::cancelled::Cancelled;
 use super::ending::{self, Ending, Output};
+use super::gather::Gather;
 use super::hand::{Done, Hand};
 use super::line::{Line, Seq};
 use super::measure;
@@ -72,6 +73,7 @@ pub(crate) struct Loop {
     line: Line,
     cancelled: Cancelled,
     meter: Meter,
+    gather: Gather,
     tick: Interval,
     ticked: Instant,
     intake_ended: bool,
@@ -105,6 +107,7 @@ impl Loop {
             line: Line::default(),
             cancelled: Cancelled::default(),
             meter: Meter::default(),
+            gather: Gather::default(),
             tick,
             ticked: Instant::now(),
             intake_ended: false,
@@ -151,11 +154,19 @@ impl Loop {
 
     fn apply(&mut self, event: Event) {
         match event {
-            Event::Arrived(delivery) => self.arrived(delivery),
+            Event::Arrived(delivery) => {
+                self.arrived(delivery);
+                // What has come with it: together they may share a slot.
+                while let Ok(delivery) = self.arrivals.try_recv() {
+                    self.arrived(delivery);
+                }
+            }
             Event::IntakeEnded => self.intake_ended = true,
             Event::Done(Done::Checked(seq, record)) => self.checked(seq, record),
-            Event::Done(Done::Ran(seq, outcome)) => self.ran(seq, outcome),
-            Event::Done(Done::Settled(seq, settlement)) => self.settle(seq, settlement),
+            Event::Done(Done::Ran(outcomes)) => self.ran(outcomes),
+            Event::Done(Done::Settled(settlements)) => {
+                settlements.into_iter().for_each(|(seq, settlement)| self.settle(seq, settlement));
+            }
             Event::Broadcast(Some(broadcast)) => self.broadcast(&broadcast),
             Event::Broadcast(None) => self.broadcasts = None,
             Event::Capacity => self.capacity_changed(),
@@ -191,7 +202,8 @@ impl Loop {
     fn unreadable(&mut self, delivery: Box<Delivery>, message: Message, failure: Failure) {
         let (services, now) = (Arc::clone(&self.services), now());
         let seq = self.hand.hold_stray(delivery);
-        self.hand.end(seq, async move { settle::settle_unreadable(&services, &message, failure, now).await });
+        let end = async move { vec![settle::settle_unreadable(&services, &message, failure, now).await] };
+        self.hand.end(vec![seq], end);
     }
 
     /// Looks for a record before anything else is done with the job.
@@ -225,35 +237,66 @@ impl Loop {
 
     /// Starts what may start.
     fn start_waiting(&mut self) {
-        while let Some(seq) = self.line.next() {
-            let Some(held) = self.hand.get_mut(seq) else { continue };
-            let (job, now) = (Arc::clone(&held.job), now());
-            if job.header.expired(now) {
-                self.line.ran(seq);
-                let expired = ending::expired(&job.header, &self.services.place(), now);
-                self.end(seq, &job, expired);
-                continue;
+        while let Some(together) = self.next_to_start() {
+            let now = now();
+            let (mut seqs, mut jobs) =
+                (Vec::with_capacity(together.len()), Vec::with_capacity(together.len()));
+            for seq in together {
+                let Some(held) = self.hand.get_mut(seq) else { continue };
+                let job = Arc::clone(&held.job);
+                if job.header.expired(now) {
+                    self.line.ran(seq);
+                    let expired = ending::expired(&job.header, &self.services.place(), now);
+                    self.end(seq, &job, expired);
+                    continue;
+                }
+                held.step(Step::Started);
+                seqs.push(seq);
+                jobs.push(job);
             }
-            held.step(Step::Started);
-            let services = Arc::clone(&self.services);
-            self.hand.run(seq, async move { attempt::run(&services, &job).await });
+            if !seqs.is_empty() {
+                let services = Arc::clone(&self.services);
+                self.hand.run(seqs, async move { attempt::run(&services, &jobs).await });
+            }
         }
     }
 
-    fn ran(&mut self, seq: Seq, outcome: Result<Output, Failure>) {
-        self.line.ran(seq);
-        // Being turned away is no work done: a lane that says "busy" at once would look quick.
-        if outcome.as_ref().err().is_none_or(|failure| failure.kind.costs_an_attempt()) {
-            self.meter.completed();
+    /// Those that start together in one slot.
+    fn next_to_start(&mut self) -> Option<Vec<Seq>> {
+        let (hand, gathers) = (&self.hand, self.services.executor.gathers());
+        let mut together = self.gather.together();
+        self.line.next(|seq| gathers && hand.get(seq).is_some_and(|held| together.joins(&held.job.header)))
+    }
+
+    fn ran(&mut self, outcomes: Vec<(Seq, Result<Output, Failure>)>) {
+        let (mut seqs, mut ended) = (Vec::with_capacity(outcomes.len()), Vec::with_capacity(outcomes.len()));
+        for (seq, outcome) in outcomes {
+            self.line.ran(seq);
+            // Being turned away is no work done: a lane that says "busy" at once would look quick.
+            if outcome.as_ref().err().is_none_or(|failure| failure.kind.costs_an_attempt()) {
+                self.meter.completed();
+            }
+            let output = match outcome {
+                Ok(output) => output,
+                Err(failure) => {
+                    self.failed(seq, failure);
+                    continue;
+                }
+            };
+            let Some(job) = self.hand.job(seq) else { continue };
+            measure::ran(self.services.lane, self.services.label(&job.header.model), output.run_time);
+            self.gather.ran(&job.header.model, output.run_time);
+            let result = ending::succeeded(&job.header, output, &self.services.place(), now());
+            if let Some(held) = self.hand.get_mut(seq) {
+                held.ending(Some(Step::Ended(result.status)));
+            }
+            seqs.push(seq);
+            ended.push((job, result));
         }
-        let output = match outcome {
-            Ok(output) => output,
-            Err(failure) => return self.failed(seq, failure),
-        };
-        let Some(job) = self.hand.job(seq) else { return };
-        measure::ran(self.services.lane, self.services.label(&job.header.model), output.run_time);
-        let ending = self.after_attempt(&job.header, Ok(output));
-        self.end(seq, &job, ending);
+        if !seqs.is_empty() {
+            let services = Arc::clone(&self.services);
+            self.hand.end(seqs, async move { settle::settle_results(&services, ended).await });
+        }
     }
 
     /// The job's attempt failed, or could not even begin.
@@ -261,7 +304,9 @@ impl Loop {
         let Some(job) = self.hand.job(seq) else { return };
         measure::failed(self.services.lane, failure.kind);
         self.services.failures.note(&job.header.model, &failure, now());
-        let ending = self.after_attempt(&job.header, Err(failure.clone()));
+        let (place, policy) = (self.services.place(), &self.services.config.retry);
+        let ending =
+            ending::after_failure(&job.header, failure.clone(), &place, policy, now(), fastrand::f64());
         let retry_ms = match &ending {
             Ending::Retried { delay, .. } => Some(delay.millis()),
             _ => None,
@@ -278,18 +323,14 @@ impl Loop {
         self.end(seq, &job, ending);
     }
 
-    fn after_attempt(&self, header: &JobHeader, outcome: Result<Output, Failure>) -> Ending {
-        let place = self.services.place();
-        ending::after_attempt(header, outcome, &place, &self.services.config.retry, now(), fastrand::f64())
-    }
-
     /// Begins to bring the job to its end.
     fn end(&mut self, seq: Seq, job: &Arc<Job>, ending: Ending) {
         let Some(held) = self.hand.get_mut(seq) else { return };
         held.ending(ending.event());
         let cancelled = self.cancelled.contains(&job.header.id);
         let (services, job) = (Arc::clone(&self.services), Arc::clone(job));
-        self.hand.end(seq, async move { settle::settle(&services, &job, ending, cancelled).await });
+        let end = async move { vec![settle::settle(&services, &job, ending, cancelled).await] };
+        self.hand.end(vec![seq], end);
     }
 
     fn settle(&mut self, seq: Seq, settlement: Settlement) {
@@ -331,6 +372,7 @@ impl Loop {
         let now = Instant::now();
         self.meter.tick(now - self.ticked);
         self.ticked = now;
+        measure::load(self.services.lane, &self.load.borrow());
         self.adjust_prefetch();
     }
 
@@ -358,9 +400,7 @@ impl Loop {
             draining: *self.phase.borrow() != Phase::Working,
             abandoned: self.capacity.borrow().abandoned,
         };
-        if self.load.send_if_modified(|current| std::mem::replace(current, load) != load) {
-            measure::load(self.services.lane, &load);
-        }
+        self.load.send_if_modified(|current| std::mem::replace(current, load) != load);
     }
 
     /// Halted: nothing more is waited for. What was recorded is answered by whoever gets the job next.

@@ -8,8 +8,10 @@ use super::recorder::Recorded;
 use super::services::{Job, Services};
 use broker::{Message, Properties, PublishError, Queue, Route, Settlement};
 use bytes::Bytes;
+use futures_util::future::join_all;
 use schemas::dead::DeadEntry;
 use schemas::{Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
@@ -37,6 +39,20 @@ pub(crate) async fn settle(services: &Services, job: &Job, ending: Ending, cance
         Ok(()) => Settlement::Ack,
         Err(error) => unpublished(services, job.header.id, &error).await,
     }
+}
+
+/// Brings jobs to the ends that these results are, together: one round trip to shared state, and replies side by side.
+pub(crate) async fn settle_results(
+    services: &Services,
+    ended: Vec<(Arc<Job>, JobResult)>,
+) -> Vec<Settlement> {
+    let (jobs, results): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
+    let ends = end_all(services, jobs.iter().map(|job| &job.header).zip(results).collect()).await;
+    let settled = jobs.iter().zip(ends).map(async |(job, end)| match end {
+        Ok(_) => Settlement::Ack,
+        Err(error) => unpublished(services, job.header.id, &error).await,
+    });
+    join_all(settled).await
 }
 
 /// What was to follow could not be published: the job goes back to its queue, which hands it out again at once, so
@@ -72,15 +88,50 @@ async fn answer(services: &Services, job: &Job, record: Bytes) -> Result<(), Pub
 
 /// Records a result and replies with what is recorded, which may be an earlier one; says what that is.
 async fn end(services: &Services, header: &JobHeader, result: JobResult) -> Result<Recorded, PublishError> {
-    let status = result.status;
-    let bytes = result.output.as_ref().map_or(0, schemas::Payload::data_bytes);
-    let encoded = offload(bytes, move || result.encode()).await;
-    let recorded = services.recorder.record(header.id, encoded).await;
-    if !matches!(recorded, Recorded::Earlier(_)) {
-        measure::finished(services.lane, services.label(&header.model), status);
+    let ended = end_all(services, vec![(header, result)]).await.pop();
+    ended.unwrap_or(Err(PublishError::Lost))
+}
+
+/// The same for several, in their order.
+async fn end_all(
+    services: &Services,
+    ended: Vec<(&JobHeader, JobResult)>,
+) -> Vec<Result<Recorded, PublishError>> {
+    let (mut jobs, mut results) = (Vec::with_capacity(ended.len()), Vec::with_capacity(ended.len()));
+    for (header, result) in ended {
+        jobs.push((header, result.status));
+        let bytes = result.output.as_ref().map_or(0, schemas::Payload::data_bytes);
+        results.push((header.id, offload(bytes, move || result.encode()).await));
     }
-    let told = reply(services, header.reply_to.clone(), header.id, recorded.result().clone()).await?;
-    if told { Ok(recorded) } else { insist(services, header.id, recorded).await }
+    let recorded = services.recorder.record(results).await;
+    let mut sent = Vec::with_capacity(jobs.len());
+    for ((header, status), recorded) in jobs.into_iter().zip(recorded) {
+        if !matches!(recorded, Recorded::Earlier(_)) {
+            measure::finished(services.lane, services.label(&header.model), status);
+        }
+        let receipt = match &header.reply_to {
+            Some(to) => {
+                let reply = Message::reply(header.id, recorded.result().clone());
+                Some(services.broker.publish(Route::To(Queue::Reply(to.clone())), reply).await)
+            }
+            None => None,
+        };
+        sent.push((header, recorded, receipt));
+    }
+    let told = sent.into_iter().map(async |(header, recorded, receipt)| {
+        let told = match receipt {
+            Some(receipt) => match receipt.await {
+                Ok(()) => true,
+                Err(error) if error.reply_dropped().is_some() => dropped(header.id, error)?,
+                Err(_) => {
+                    reply(services, header.reply_to.clone(), header.id, recorded.result().clone()).await?
+                }
+            },
+            None => false,
+        };
+        if told { Ok(recorded) } else { insist(services, header.id, recorded).await }
+    });
+    join_all(told).await
 }
 
 /// A result that no reply carries rests in its record alone. Without one it would be lost, so here shared state is
@@ -93,7 +144,12 @@ async fn insist(services: &Services, id: JobId, mut recorded: Recorded) -> Resul
             return Err(PublishError::Unavailable(why.to_owned()));
         }
         tokio::time::sleep(PAUSE).await;
-        recorded = services.recorder.record(id, result).await;
+        recorded = services
+            .recorder
+            .record(vec![(id, result.clone())])
+            .await
+            .pop()
+            .unwrap_or(Recorded::Missed(result));
     }
     Ok(recorded)
 }
@@ -154,6 +210,11 @@ async fn reply(
     let Err(error) = services.publish(Route::To(Queue::Reply(to)), Message::reply(id, result)).await else {
         return Ok(true);
     };
+    dropped(id, error)
+}
+
+/// What a reply that failed means: false if it has nowhere to go.
+fn dropped(id: JobId, error: PublishError) -> Result<bool, PublishError> {
     let Some(reason) = error.reply_dropped() else { return Err(error) };
     tracing::debug!(job.id = %id, reason, "a reply had no queue to go to; its record holds the result");
     measure::reply_dropped(reason);
