@@ -56,6 +56,11 @@ impl Dispatcher {
         state: Arc<dyn State>,
     ) -> Result<Self, InvalidConfig> {
         config.check()?;
+        metrics::describe_histogram!(
+            "straightline_dispatch_seconds",
+            metrics::Unit::Seconds,
+            "time from a job's delivery to this dispatcher until its next queue has confirmed it"
+        );
         let journal = config.placement_log.as_deref().map(|path| {
             Journal::open(path).map_err(|error| InvalidConfig {
                 field: "dispatcher.placement_log",
@@ -453,7 +458,7 @@ impl Loop {
         } else {
             refused("it takes no messages just now")
         };
-        (receipt, taken.delivery)
+        Move { receipt, delivery: taken.delivery, since: taken.since }
     }
 
     /// Settles what was published, off the loop.

@@ -5,9 +5,15 @@ use crate::stopping::Stopping;
 use broker::{Delivery, Receipt};
 use std::collections::VecDeque;
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// A message on its way to its next queue, and the delivery it came by.
-pub(crate) type Move = (Receipt, Box<Delivery>);
+/// A message on its way to its next queue.
+pub(crate) struct Move {
+    pub(crate) receipt: Receipt,
+    /// What it came by, and when that was.
+    pub(crate) delivery: Box<Delivery>,
+    pub(crate) since: Instant,
+}
 
 /// How long a delivery whose publish was refused is kept before it goes back: its queue would hand it out again at once.
 const REFUSED_PAUSE: Duration = Duration::from_millis(500);
@@ -16,11 +22,15 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) async fn settle(moves: Vec<Move>, mut stop: Stopping) {
     let (mut moves, mut refused) = (VecDeque::from(moves), Vec::new());
     let confirms = async {
-        while let Some((receipt, _)) = moves.front_mut() {
+        let seconds = metrics::histogram!("straightline_dispatch_seconds");
+        while let Some(Move { receipt, .. }) = moves.front_mut() {
             let confirmed = receipt.await;
-            let Some((_, delivery)) = moves.pop_front() else { break };
+            let Some(Move { delivery, since, .. }) = moves.pop_front() else { break };
             match confirmed {
-                Ok(()) => delivery.ack(),
+                Ok(()) => {
+                    seconds.record(since.elapsed());
+                    delivery.ack();
+                }
                 Err(error) => {
                     metrics::counter!("straightline_hops_refused_total").increment(1);
                     refused.push((error, delivery));
@@ -36,7 +46,7 @@ pub(crate) async fn settle(moves: Vec<Move>, mut stop: Stopping) {
         () = confirms => {}
         () = stop.halted() => {}
     }
-    let unconfirmed = moves.into_iter().map(|(_, delivery)| delivery);
+    let unconfirmed = moves.into_iter().map(|moved| moved.delivery);
     for delivery in refused.into_iter().map(|(_, delivery)| delivery).chain(unconfirmed) {
         delivery.give_back();
     }

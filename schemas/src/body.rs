@@ -53,13 +53,12 @@ impl JobBody {
 
     /// Its bytes on the wire.
     pub fn encode(&self) -> Bytes {
-        wire::encode(self)
+        wire::encode_with(self, self.input.inline_bytes())
     }
 
     /// Reads a body, checking version and limits.
     pub fn decode(bytes: &[u8]) -> Result<Self, InvalidBody> {
-        wire::check_version(bytes)?;
-        let body: Self = wire::decode(bytes)?;
+        let body: Self = wire::decode_version(bytes, |body: &Self| body.version)?;
         body.input.check()?;
         Ok(body)
     }

@@ -64,6 +64,11 @@ impl Payload {
         }
     }
 
+    /// Bytes of data that are encoded with it: a blob's are elsewhere.
+    pub(crate) fn inline_bytes(&self) -> u64 {
+        if let Self::Blob(_) = self { 0 } else { self.data_bytes() }
+    }
+
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         match self {

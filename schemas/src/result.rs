@@ -144,12 +144,11 @@ impl JobResult {
 
     /// Its bytes on the wire.
     pub fn encode(&self) -> Bytes {
-        wire::encode(self)
+        wire::encode_with(self, self.output.as_ref().map_or(0, Payload::inline_bytes))
     }
 
     /// Reads a result.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        wire::check_version(bytes)?;
-        wire::decode(bytes)
+        wire::decode_version(bytes, |result: &Self| result.version)
     }
 }

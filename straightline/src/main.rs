@@ -23,6 +23,7 @@ mod telemetry;
 use clap::Parser;
 use cli::{Cli, Command};
 use config::{ConfigError, Settings};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// As in BSD's sysexits: the command was used wrongly.
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, 1),
     };
-    let ran = runtime.block_on(run(cli.command, settings));
+    let ran = runtime.block_on(run(cli.command, settings, cli.global.config.as_deref()));
     // A thread that a model never gave back must not keep the process alive.
     runtime.shutdown_background();
     match ran {
@@ -121,7 +122,7 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
     config::load(global.config.as_deref(), environment, &flags)
 }
 
-async fn run(command: Command, settings: Settings) -> anyhow::Result<bool> {
+async fn run(command: Command, settings: Settings, config: Option<&Path>) -> anyhow::Result<bool> {
     match command {
         Command::Demo(options) => commands::demo::run(settings, &options).await,
         Command::Up(_) => commands::up::run(settings, telemetry::metrics()?).await.map(|()| true),
@@ -139,7 +140,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<bool> {
         Command::Cancel(options) => commands::jobs::cancel(settings, &options).await,
         Command::Status(options) => commands::status::run(settings, &options).await,
         Command::Dead(command) => commands::dead::run(settings, command).await,
-        Command::Bench(options) => commands::bench::run(settings, &options).await,
+        Command::Bench(options) => commands::bench::run(settings, &options, config).await,
         Command::Relay(options) => commands::relay::run(settings, &options).await.map(|()| true),
         Command::Config(cli::Config::Show) => commands::config::show(&settings).map(|()| true),
         Command::Config(cli::Config::Check(options)) => {

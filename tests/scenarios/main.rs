@@ -1,6 +1,7 @@
 //! The one integration binary: every scenario by name. `tests/run` prepares what they need.
 
 mod bad_input;
+mod bench;
 mod compose;
 mod conformance;
 mod deployment;
@@ -32,6 +33,7 @@ fn main() -> Result<ExitCode> {
         docker::scenarios(),
         compose::scenarios(),
         lanes::scenarios(),
+        bench::scenarios(),
     ];
     scenario::run(rooms.into_iter().flatten().collect())
 }

@@ -37,6 +37,7 @@ use crate::probe::Probe;
 use broker::{Broker, BrokerError, Queue};
 use futures_util::future::BoxFuture;
 use intake::Intake;
+use measure::Measures;
 use recorder::Recorder;
 use report::{About, Failures, Load, Reporter};
 use run::{Ended, Loop, Wires};
@@ -252,7 +253,7 @@ impl Worker {
                 state,
                 blobs,
                 executor,
-                models: models.into_iter().collect(),
+                measures: Measures::new(lane, models),
                 recorder,
                 failures,
             });

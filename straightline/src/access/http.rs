@@ -65,6 +65,14 @@ impl Http {
         decode(expect(response).await?).await
     }
 
+    /// `GET`, as text.
+    pub async fn text(&self, path: &str) -> Result<String> {
+        let response = self.send(Method::GET, path, None, Either::Left(Full::default())).await?;
+        let body =
+            expect(response).await?.into_body().collect().await.context("failed to read the answer")?;
+        Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+    }
+
     /// `POST` of JSON, decoded.
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> Result<T> {
         let body = Either::Left(Full::from(body.to_string()));

@@ -8,20 +8,23 @@ use crate::cli;
 use crate::config::{ConfigError, Services, Settings};
 use crate::station::{self, Station};
 use crate::stopping::{self, Interrupted, Stop};
-use crate::{commands, print};
+use crate::{commands, print, telemetry};
 use anyhow::{Context, Result};
 use broker::amqp::pump::{Dress, Hop, Pump, Way};
 use bytes::Bytes;
+use metrics_exporter_prometheus::PrometheusHandle;
 use producer::{Client, Submission};
 use report::{Report, Subject};
 use round::{Seen, Through};
 use schemas::payload::Opaque;
 use schemas::{JobBody, Payload};
 use secrecy::{ExposeSecret, SecretString};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use system::System;
 
 mod accounts;
+mod hops;
 mod load;
 mod report;
 mod round;
@@ -33,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const PENDING_MAX: usize = 100_000;
 
 /// Measures; true if nothing was lost and nothing failed.
-pub async fn run(mut settings: Settings, options: &cli::Bench) -> Result<bool> {
+pub async fn run(mut settings: Settings, options: &cli::Bench, config: Option<&Path>) -> Result<bool> {
     let mut stop = stopping::watch_quietly()?;
     let folder = tempfile::tempdir()?;
     let embedded = settings.broker.url.is_none();
@@ -52,7 +55,8 @@ pub async fn run(mut settings: Settings, options: &cli::Bench) -> Result<bool> {
         settings.state.prefix = format!("bench.{}", std::process::id());
     }
     settings.check(if embedded { Services::Together } else { Services::Shared })?;
-    let bench = Bench { settings, options };
+    let metrics = embedded.then(telemetry::metrics).transpose()?;
+    let bench = Bench { settings, metrics, config, options };
     let report = tokio::select! {
         report = bench.rounds() => report?,
         () = stopping::until(&mut stop, Stop::Drain) => return Err(Interrupted.into()),
@@ -82,6 +86,10 @@ fn check(settings: &Settings, options: &cli::Bench) -> Result<(), ConfigError> {
 
 struct Bench<'a> {
     settings: Settings,
+    /// Where everything runs in this process.
+    metrics: Option<PrometheusHandle>,
+    /// The configuration file.
+    config: Option<&'a Path>,
     options: &'a cli::Bench,
 }
 
@@ -127,12 +135,13 @@ impl Bench<'_> {
         let windowed = client(&station, self.options.window as usize).await?;
         let open = client(&station, PENDING_MAX).await?;
         let begun = Instant::now();
-        let system = System::start(&station, self.options).await?;
+        let system = System::start(&station, self.config, self.options).await?;
         let result = windowed.submit(self.job()).await?.await?;
         let first_job = self.options.spawn.then(|| begun.elapsed());
         report.answered(result.encode().len());
         let job = self.job();
-        let mut through = Through::System { windowed: &windowed, open: &open, job: &job };
+        let measures = system.measures(self.metrics.as_ref());
+        let mut through = Through::System { windowed: &windowed, open: &open, job: &job, measures };
         let processes = self.processes(system.processes());
         let mut seen = round::measure(&mut through, self.options, &processes).await?;
         seen.first_job = first_job;
@@ -154,7 +163,7 @@ impl Bench<'_> {
             let model = self.options.model.as_str();
             let arguments =
                 ["relay", "--hop", hop, "--run", &run, "--model", model, "--answer-bytes", &answer_bytes];
-            relays.push(system::Started::start(role, system::own(&self.settings, &arguments)?)?);
+            relays.push(system::Started::start(role, system::own(&self.settings, self.config, &arguments)?)?);
         }
         let client = match pump.login() {
             Some(login) => login,

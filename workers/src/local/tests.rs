@@ -44,6 +44,25 @@ async fn many_tasks_run_on_few_threads() {
 }
 
 #[tokio::test]
+async fn tasks_in_turn_end_in_their_order_and_one_that_hangs_fails_alone() {
+    let lane = lane(1, 1);
+    let models = ["digits", "diagnose.panic", "diagnose.hang", "nope", "diagnose.echo"];
+    let tasks = models.map(|model| task(model, &[], Duration::from_millis(200))).to_vec();
+    let ends = lane.run_in_turn(tasks).await;
+    let kinds: Vec<_> = ends.iter().map(|end| end.as_ref().map(drop).map_err(|f| f.kind)).collect();
+    let expected = [
+        Ok(()),
+        Err(FailureKind::ModelError),
+        Err(FailureKind::Timeout),
+        Err(FailureKind::UnknownModel),
+        Ok(()),
+    ];
+    assert_eq!(kinds, expected);
+    reaches(&lane, 1, 1).await;
+    assert!(lane.run_in_turn(Vec::new()).await.is_empty());
+}
+
+#[tokio::test]
 async fn a_panic_fails_its_run_and_costs_no_thread() {
     let lane = lane(1, 0);
     for _ in 0..3 {

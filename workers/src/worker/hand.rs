@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -21,8 +22,18 @@ pub(crate) struct Held {
     /// The delivery it came by, and copies of it that came later.
     deliveries: Vec<Delivery>,
     stage: Stage,
+    since: Instant,
     /// When its end began.
     ending: Option<Instant>,
+}
+
+/// What a job took, in hand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spent {
+    /// From its delivery.
+    pub(crate) in_hand: Duration,
+    /// From when its end began; none if it had none here.
+    pub(crate) ending: Option<Duration>,
 }
 
 impl Held {
@@ -71,7 +82,16 @@ pub(crate) enum Done {
 impl Hand {
     pub(crate) fn hold(&mut self, job: Arc<Job>, delivery: Box<Delivery>) -> Seq {
         let seq = self.number();
-        self.held.insert(seq, Held { job, deliveries: vec![*delivery], stage: Stage::Placed, ending: None });
+        self.held.insert(
+            seq,
+            Held {
+                job,
+                deliveries: vec![*delivery],
+                stage: Stage::Placed,
+                since: Instant::now(),
+                ending: None,
+            },
+        );
         seq
     }
 
@@ -123,10 +143,13 @@ impl Hand {
         }
     }
 
-    /// Settles what came by `seq`: the one place where deliveries are settled. Says when its end began.
-    pub(crate) fn settle(&mut self, seq: Seq, settlement: Settlement) -> Option<Instant> {
+    /// Settles what came by `seq`: the one place where deliveries are settled. Says what its job took.
+    pub(crate) fn settle(&mut self, seq: Seq, settlement: Settlement) -> Option<Spent> {
         let held = self.held.remove(&seq);
-        let ending = held.as_ref().and_then(|held| held.ending);
+        let spent = held.as_ref().map(|held| Spent {
+            in_hand: held.since.elapsed(),
+            ending: held.ending.map(|ending| ending.elapsed()),
+        });
         let deliveries = held.into_iter().flat_map(|held| held.deliveries);
         for delivery in deliveries.chain(self.strays.remove(&seq).map(|stray| *stray)) {
             match settlement {
@@ -134,7 +157,7 @@ impl Hand {
                 Settlement::GiveBack => delivery.give_back(),
             }
         }
-        ending
+        spent
     }
 
     /// Stops every task and gives everything back; how many deliveries that was.

@@ -1,7 +1,9 @@
 //! What a worker tells Prometheus. Every label is bounded: a model that this worker does not have is `other`.
 
 use crate::worker::report::Load;
-use schemas::{FailureKind, Lane, Status};
+use metrics::{Counter, Histogram};
+use schemas::{FailureKind, Lane, ModelName, Status};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// Names and meanings; said once, when a worker starts.
@@ -12,6 +14,11 @@ pub(crate) fn describe() {
         "straightline_run_seconds",
         Unit::Seconds,
         "time the model itself ran, successful runs only"
+    );
+    describe_histogram!(
+        "straightline_job_seconds",
+        Unit::Seconds,
+        "time from a job's delivery to this worker until its end is confirmed and it is acknowledged"
     );
     describe_counter!("straightline_attempts_failed_total", "attempts that failed, by kind of failure");
     describe_gauge!("straightline_slots", "jobs the worker can run at once");
@@ -48,14 +55,60 @@ pub(crate) fn describe() {
     );
 }
 
-pub(crate) fn finished(lane: Lane, model: &str, status: Status) {
-    metrics::counter!("straightline_jobs_finished_total", "lane" => lane.as_str(), "model" => model.to_owned(), "status" => status.as_str())
-        .increment(1);
+/// What is measured of every job, at hand: looking a measure up by its labels costs more than counting does.
+pub(crate) struct Measures {
+    lane: Lane,
+    job_seconds: Histogram,
+    models: HashMap<ModelName, OfModel>,
 }
 
-pub(crate) fn ran(lane: Lane, model: &str, run_time: Duration) {
-    metrics::histogram!("straightline_run_seconds", "lane" => lane.as_str(), "model" => model.to_owned())
-        .record(run_time.as_secs_f64());
+struct OfModel {
+    run_seconds: Histogram,
+    succeeded: Counter,
+}
+
+impl Measures {
+    /// For a worker of `lane` that has these models.
+    pub(crate) fn new(lane: Lane, models: Vec<ModelName>) -> Self {
+        let measures = |model: ModelName| {
+            let name = model.as_str().to_owned();
+            let run_seconds = metrics::histogram!("straightline_run_seconds", "lane" => lane.as_str(), "model" => name.clone());
+            let succeeded = finished(lane, name, Status::Succeeded);
+            (model, OfModel { run_seconds, succeeded })
+        };
+        let job_seconds = metrics::histogram!("straightline_job_seconds", "lane" => lane.as_str());
+        Self { lane, job_seconds, models: models.into_iter().map(measures).collect() }
+    }
+
+    /// Whether the worker has this model.
+    pub(crate) fn knows(&self, model: &ModelName) -> bool {
+        self.models.contains_key(model)
+    }
+
+    /// A job is done with, so long after its delivery.
+    pub(crate) fn job(&self, took: Duration) {
+        self.job_seconds.record(took);
+    }
+
+    pub(crate) fn ran(&self, model: &ModelName, run_time: Duration) {
+        if let Some(of_model) = self.models.get(model) {
+            of_model.run_seconds.record(run_time);
+        }
+    }
+
+    /// The end of a job is recorded. What is not one of this worker's models is `other`, whatever clients send.
+    pub(crate) fn finished(&self, model: Option<&ModelName>, status: Status) {
+        let known = model.and_then(|model| Some((model, self.models.get(model)?)));
+        match (known, status) {
+            (Some((_, of_model)), Status::Succeeded) => of_model.succeeded.increment(1),
+            (Some((model, _)), _) => finished(self.lane, model.as_str().to_owned(), status).increment(1),
+            (None, _) => finished(self.lane, "other".to_owned(), status).increment(1),
+        }
+    }
+}
+
+fn finished(lane: Lane, model: String, status: Status) -> Counter {
+    metrics::counter!("straightline_jobs_finished_total", "lane" => lane.as_str(), "model" => model, "status" => status.as_str())
 }
 
 pub(crate) fn failed(lane: Lane, kind: FailureKind) {

@@ -284,7 +284,7 @@ impl Loop {
                 }
             };
             let Some(job) = self.hand.job(seq) else { continue };
-            measure::ran(self.services.lane, self.services.label(&job.header.model), output.run_time);
+            self.services.measures.ran(&job.header.model, output.run_time);
             self.gather.ran(&job.header.model, output.run_time);
             let result = ending::succeeded(&job.header, output, &self.services.place(), now());
             if let Some(held) = self.hand.get_mut(seq) {
@@ -335,8 +335,12 @@ impl Loop {
 
     fn settle(&mut self, seq: Seq, settlement: Settlement) {
         self.line.settled(seq);
-        if let Some(ended) = self.hand.settle(seq, settlement) {
-            self.meter.settled(ended.elapsed());
+        let Some(spent) = self.hand.settle(seq, settlement) else { return };
+        if let Some(ending) = spent.ending {
+            self.meter.settled(ending);
+        }
+        if settlement == Settlement::Ack {
+            self.services.measures.job(spent.in_hand);
         }
     }
 

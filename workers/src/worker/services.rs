@@ -1,5 +1,6 @@
 //! What every part of the worker uses, and the few things they all do with it.
 
+use super::measure::Measures;
 use super::recorder::Recorder;
 use super::report::Failures;
 use super::{Config, ending};
@@ -7,10 +8,9 @@ use crate::lane::Executor;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use broker::{Broker, Message, PublishError, Queue, Route};
 use bytes::Bytes;
-use schemas::{JobHeader, JobId, Lane, ModelName};
+use schemas::{JobHeader, JobId, Lane};
 use state::State;
 use state::blobs::Blobs;
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -26,7 +26,7 @@ pub(crate) struct Services {
     pub(crate) state: Arc<dyn State>,
     pub(crate) blobs: Option<Arc<Blobs>>,
     pub(crate) executor: Arc<dyn Executor>,
-    pub(crate) models: HashSet<ModelName>,
+    pub(crate) measures: Measures,
     pub(crate) recorder: Recorder,
     pub(crate) failures: Arc<Failures>,
 }
@@ -46,11 +46,6 @@ pub(crate) struct Job {
 impl Services {
     pub(crate) fn place(&self) -> ending::Place<'_> {
         ending::Place { lane: self.lane, worker: &self.config.name, queue: &self.queue }
-    }
-
-    /// A metric label for `model`, bounded whatever clients send.
-    pub(crate) fn label<'a>(&self, model: &'a ModelName) -> &'a str {
-        if self.models.contains(model) { model.as_str() } else { "other" }
     }
 
     /// The record of a job, if there is one and state can be asked.

@@ -107,7 +107,7 @@ async fn end_all(
     let mut sent = Vec::with_capacity(jobs.len());
     for ((header, status), recorded) in jobs.into_iter().zip(recorded) {
         if !matches!(recorded, Recorded::Earlier(_)) {
-            measure::finished(services.lane, services.label(&header.model), status);
+            services.measures.finished(Some(&header.model), status);
         }
         let receipt = match &header.reply_to {
             Some(to) => {
@@ -192,7 +192,7 @@ pub(crate) async fn settle_unreadable(
     };
     match told.await {
         Ok(()) => {
-            measure::finished(services.lane, "other", Status::Failed);
+            services.measures.finished(None, Status::Failed);
             Settlement::Ack
         }
         Err(error) => unpublished(services, id, &error).await,

@@ -156,7 +156,8 @@ pub(super) struct Line {
 /// Messages by their numbers, which rise as their deadlines do.
 #[derive(Default)]
 struct Waiting {
-    messages: BTreeMap<u64, InFlight>,
+    /// Boxed: what is large would be moved about with its neighbours.
+    messages: BTreeMap<u64, Box<InFlight>>,
     next: u64,
 }
 
@@ -193,7 +194,7 @@ impl Line {
             }
         };
         waiting.next += 1;
-        let message = InFlight {
+        let message = Box::new(InFlight {
             progress,
             bell,
             parcel,
@@ -202,7 +203,7 @@ impl Line {
             returned: false,
             in_doubt: false,
             _room: room,
-        };
+        });
         waiting.messages.insert(number, message);
         Ok(receipt)
     }
@@ -245,12 +246,13 @@ impl Line {
         missing
     }
 
-    fn take_answered(&self, answered: &mut Vec<InFlight>) {
+    #[expect(clippy::vec_box, reason = "they come out of the line in their boxes")]
+    fn take_answered(&self, answered: &mut Vec<Box<InFlight>>) {
         let mut waiting = self.waiting();
         // Under the line's lock: who rings has a place by then.
         let rung = std::mem::take(&mut *self.bells.rung());
         for number in rung {
-            if waiting.messages.get_mut(&number).is_some_and(InFlight::done) {
+            if waiting.messages.get_mut(&number).is_some_and(|message| message.done()) {
                 answered.extend(waiting.messages.remove(&number));
             }
         }
@@ -258,10 +260,10 @@ impl Line {
 
     /// Marks the message that `returned` is, among those just answered or else in the line; if there is more than one
     /// that it may be, all of them. Whether that leaves a fixed queue in doubt.
-    fn note_returned(&self, answered: &mut [InFlight], returned: &BasicReturnMessage) -> bool {
+    fn note_returned(&self, answered: &mut [Box<InFlight>], returned: &BasicReturnMessage) -> bool {
         let mut waiting = self.waiting();
         let open = answered.iter_mut().chain(waiting.messages.values_mut());
-        let mut alike: Vec<&mut InFlight> = Vec::new();
+        let mut alike: Vec<&mut Box<InFlight>> = Vec::new();
         let mut best = Likeness::Stranger;
         for message in open.filter(|message| !message.returned) {
             let likeness = message.parcel.likeness(returned);

@@ -71,17 +71,7 @@ impl Due {
     fn of(load: Load) -> Self {
         let Offer::Rate(rate) = load.offer else { return Self::Now };
         let (tick, ticks) = mpsc::unbounded_channel();
-        // A thread of its own: the runtime's timers are a millisecond coarse.
-        std::thread::spawn(move || {
-            let begun = Instant::now();
-            for job in 0..u32::try_from(load.jobs).unwrap_or(u32::MAX) {
-                let due = begun + Duration::from_secs_f64(f64::from(job) / rate);
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                if tick.send(due).is_err() {
-                    return;
-                }
-            }
-        });
+        std::thread::spawn(move || pace(load.jobs, rate, &tick));
         Self::Paced(ticks)
     }
 
@@ -90,6 +80,22 @@ impl Due {
         match self {
             Self::Now => Instant::now(),
             Self::Paced(ticks) => ticks.recv().await.unwrap_or_else(Instant::now),
+        }
+    }
+}
+
+/// Ticks when a job is due, on a thread of its own: the runtime's timers are a millisecond coarse.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nothing else waits on this thread, and the time is what is wanted"
+)]
+fn pace(jobs: usize, rate: f64, tick: &mpsc::UnboundedSender<Instant>) {
+    let begun = Instant::now();
+    for job in 0..u32::try_from(jobs).unwrap_or(u32::MAX) {
+        let due = begun + Duration::from_secs_f64(f64::from(job) / rate);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if tick.send(due).is_err() {
+            return;
         }
     }
 }

@@ -137,6 +137,12 @@ impl Report {
             );
         }
         if let Some(system) = self.seen.get(&Subject::System) {
+            for (at, when) in ["saturated", "at the rate"].into_iter().enumerate() {
+                let parts: Vec<_> = hops(system, at).map(|(hop, ms)| format!("{hop} {ms:.2} ms")).collect();
+                if !parts.is_empty() {
+                    let _ = writeln!(text, "a job's mean time in each hop, {when}: {}", parts.join(", "));
+                }
+            }
             let memory = memory(system);
             let parts: Vec<_> =
                 memory.iter().map(|(role, bytes)| format!("{role} {} MiB", bytes >> 20)).collect();
@@ -162,6 +168,12 @@ impl Report {
             figures.insert(percentile(percent), number(median(seen.iter().filter_map(at_rate))));
             let at_window = seen.iter().map(|seen| seen.saturated.percentile_ms(percent));
             saturated.insert(percentile(percent), number(median(at_window)));
+        }
+        for (at, figures) in [&mut saturated, &mut figures].into_iter().enumerate() {
+            let hops: Map<_, _> = hops(seen, at).map(|(hop, ms)| (hop.to_owned(), number(ms))).collect();
+            if !hops.is_empty() {
+                figures.insert("hops_mean_ms".to_owned(), hops.into());
+            }
         }
         figures.insert("saturated".to_owned(), saturated.into());
         let processor = self.processor(seen);
@@ -227,6 +239,15 @@ fn memory(seen: &[Seen]) -> BTreeMap<&'static str, u64> {
 fn first_job(seen: &[Seen]) -> Option<f64> {
     let first: Vec<_> = seen.iter().filter_map(|seen| Some(seen.first_job?.as_secs_f64() * 1e3)).collect();
     (!first.is_empty()).then(|| median(first))
+}
+
+/// Median of the means in each hop, saturated (0) or at the rate (1).
+fn hops(seen: &[Seen], at: usize) -> impl Iterator<Item = (&'static str, f64)> {
+    let all = seen.iter().flat_map(move |seen| &seen.hops[at]);
+    let names: BTreeSet<_> = all.clone().map(|(hop, _)| *hop).collect();
+    names
+        .into_iter()
+        .map(move |name| (name, median(all.clone().filter(|(hop, _)| *hop == name).map(|(_, ms)| *ms))))
 }
 
 /// Not a number where there is nothing.

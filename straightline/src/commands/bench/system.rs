@@ -1,6 +1,7 @@
 //! The system under measure: processes of its own, everything in this process, or what is configured and runs already.
 
 use super::accounts;
+use super::hops::Measures;
 use crate::access::Http;
 use crate::cli;
 use crate::config::{ConfigError, Settings};
@@ -9,6 +10,7 @@ use crate::station::Station;
 use anyhow::{Context, Result, bail};
 use broker::{Broker, Queue};
 use dispatcher::Dispatcher;
+use metrics_exporter_prometheus::PrometheusHandle;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use secrecy::{ExposeSecret, SecretString};
@@ -66,10 +68,13 @@ impl Started {
     }
 }
 
-/// A command of this very binary, over the broker and state of `settings`.
-pub fn own(settings: &Settings, arguments: &[&str]) -> Result<Command> {
+/// A command of this very binary, with the configuration file of this process, over the broker and state of `settings`.
+pub fn own(settings: &Settings, config: Option<&Path>, arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("failed to find this binary")?);
     command.args(arguments);
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
     for (name, url) in [("BROKER", &settings.broker.url), ("STATE", &settings.state.url)] {
         if let Some(url) = url {
             command.env(format!("STRAIGHTLINE_{name}__URL"), url.expose_secret());
@@ -114,7 +119,7 @@ pub enum System {
 
 impl System {
     /// Starts it as `options` say. `station` is this process's way in.
-    pub async fn start(station: &Station, options: &cli::Bench) -> Result<Self> {
+    pub async fn start(station: &Station, config: Option<&Path>, options: &cli::Bench) -> Result<Self> {
         let settings = &station.settings;
         if !options.spawn {
             return Ok(Self::Configured);
@@ -129,7 +134,7 @@ impl System {
         let mut processes = Vec::new();
         let mut start = |role, arguments: &[&str]| -> Result<()> {
             let metrics = accounts::free_port()?.to_string();
-            let mut command = own(settings, arguments)?;
+            let mut command = own(settings, config, arguments)?;
             command.args(["--metrics", &metrics]);
             processes.push((Started::start(role, command)?, Http::new(&metrics)?));
             Ok(())
@@ -143,6 +148,17 @@ impl System {
             }
         }
         Ok(Self::Processes(processes))
+    }
+
+    /// What its parts measure themselves; `own` is this process's.
+    pub fn measures<'s>(&'s self, own: Option<&'s PrometheusHandle>) -> Measures<'s> {
+        match (self, own) {
+            (Self::Processes(processes), _) => {
+                Measures::Ports(processes.iter().map(|(_, port)| port).collect())
+            }
+            (Self::Together { .. }, Some(own)) => Measures::Own(own),
+            _ => Measures::None,
+        }
     }
 
     /// Its processes that are not this one.
