@@ -15,9 +15,9 @@ const PAYLOAD = "x".repeat(1024);
 /** How long nothing may come back before what is missing counts as lost. */
 const PATIENCE_MS = 30_000;
 const WARM_UP = 320;
-const WORKERS = Number(process.env.W ?? 1);
+const WORKERS = 1;
 /** The guide: between 100 and 300 for jobs that keep no processor busy. */
-const CONCURRENCY = Number(process.env.CC ?? 100);
+const CONCURRENCY = 100;
 const SUMMARY = {
   durable: "one worker of concurrency 100, addBulk; Redis appendfsync always",
   defaults: "one worker of concurrency 100, addBulk; Redis appendfsync everysec",
@@ -155,7 +155,6 @@ class Client {
       return { name: "echo", data: { payload: PAYLOAD }, opts: { jobId } };
     });
     const [{ name, data, opts }] = jobs;
-    if (process.env.SINGLE) { for (const { name, data, opts } of jobs) this.queue.add(name, data, opts); return; }
     jobs.length === 1 ? this.queue.add(name, data, opts) : this.queue.addBulk(jobs);
   }
 }

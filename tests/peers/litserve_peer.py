@@ -1,7 +1,6 @@
 """LitServe: a model server over HTTP on FastAPI, its front and its workers Python processes."""
 
 import json
-import os
 import sys
 
 import litserve
@@ -11,8 +10,8 @@ import measure
 SETTINGS = {
     "best": {
         # ZeroMQ between front and workers in place of a managed queue, which is what the docs name for high throughput.
-        "server": {"workers_per_device": int(os.environ.get("N", 2)), "fast_queue": True},
-        "run": {"num_api_servers": int(os.environ.get("A", 2))},
+        "server": {"workers_per_device": 2, "fast_queue": True},
+        "run": {"num_api_servers": 2},
         "summary": "two workers, two API servers, fast queue; nothing is stored",
     },
     "defaults": {"server": {}, "run": {}, "summary": "one worker, one API server; nothing is stored"},

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import sys
 
 from mosec import Server, Worker
@@ -12,12 +11,12 @@ import measure
 SETTINGS = {
     "single": {
         # A process a core.
-        "options": {"num": int(os.environ.get("N", 2))},
+        "options": {"num": 2},
         "summary": "two workers, a request at a time; nothing is stored",
     },
     "batching": {
         # Up to all 64 clients' requests travel together; one millisecond is the shortest wait for more.
-        "options": {"num": int(os.environ.get("N", 2)), "max_batch_size": 64, "max_wait_time": int(os.environ.get("MW", 1))},
+        "options": {"num": 2, "max_batch_size": 64, "max_wait_time": 1},
         "summary": "two workers, up to 64 requests at a time; nothing is stored",
     },
 }
