@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -50,13 +51,14 @@ def workers(command, ready, **environment):
                 time.sleep(0.05)
             yield
         finally:
+            # Some leave their own children behind when they are asked to end.
+            family = descendants(process.pid)
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            except subprocess.TimeoutExpired:
-                for pid in descendants(process.pid):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, 9)
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _read(log):
