@@ -65,6 +65,8 @@ pub struct LaneNow {
     pub live: bool,
     /// Places that this dispatcher may fill.
     pub room: u32,
+    /// Places that there are besides.
+    pub more: u32,
     /// The most urgent class that waits for this lane, as far as known: room is theirs first.
     pub waiting: Option<Class>,
     /// Newcomers that may be kept in hand for it.
@@ -129,12 +131,13 @@ impl View<'_> {
     fn lanes_for(&self, job: &InHand<'_>) -> Lanes {
         let view = |lane: Lane| {
             let now = self.lanes[lane.index()];
+            let beyond_those_who_wait = now.room.saturating_add(now.more).saturating_sub(self.reserved);
             let after_others = matches!(job.source, Source::Jobs(_))
                 && now.waiting.is_some_and(|waiting| waiting <= job.header.class);
             LaneView {
                 live: now.live,
                 serves: job.model.lanes.contains(lane),
-                room: if after_others { now.room.saturating_sub(self.reserved) } else { now.room },
+                room: if after_others { now.room.min(beyond_those_who_wait) } else { now.room },
                 payload_max: self.payload_max[lane.index()],
             }
         };
@@ -182,11 +185,11 @@ mod tests {
         JobHeader::new(JobId::new(), ModelName::new("m").unwrap(), ClientName::new("c").unwrap(), NOW)
     }
 
-    const NONE: [LaneNow; 3] = [LaneNow { live: false, room: 0, waiting: None, keeps: 1 }; 3];
+    const NONE: [LaneNow; 3] = [LaneNow { live: false, room: 0, more: 0, waiting: None, keeps: 1 }; 3];
 
     fn local(room: u32, waiting: Option<Class>) -> [LaneNow; 3] {
         let mut lanes = NONE;
-        lanes[Lane::Local.index()] = LaneNow { live: true, room, waiting, keeps: 1 };
+        lanes[Lane::Local.index()] = LaneNow { live: true, room, more: 0, waiting, keeps: 1 };
         lanes
     }
 
@@ -232,6 +235,9 @@ mod tests {
             matches!(decide(more, in_hand(&header)), Step::Place(Lane::Local, _)),
             "they cannot fill all of it"
         );
+        let mut granted_one = local(1, Some(Class::Normal));
+        granted_one[Lane::Local.index()].more = 4;
+        assert!(matches!(decide(granted_one, in_hand(&header)), Step::Place(Lane::Local, _)));
         let waited = InHand { source: Source::Wait(Lane::Local, Class::Normal), ..in_hand(&header) };
         assert!(matches!(decide(lanes, waited), Step::Place(Lane::Local, _)));
         header.class = Class::High;

@@ -105,6 +105,8 @@ struct Taken {
     since: Instant,
     /// Whether it is to be counted for its model: once, on its first attempt.
     counts: bool,
+    /// Whether it was asked if the job has ended. One that ends while it is held is found out by its worker.
+    asked: bool,
 }
 
 struct Loop {
@@ -196,8 +198,8 @@ impl Loop {
                 self.wait_for_the_broker().await;
                 continue;
             }
-            let (held, new) = self.take_batch();
-            self.place(held, new).await;
+            let batch = self.take_batch();
+            self.place(batch).await;
             self.feed();
             while self.settling.try_join_next().is_some() {}
         }
@@ -277,7 +279,10 @@ impl Loop {
                 // A message that this process makes of it would no longer say so.
                 header.may_have_run |= matches!(source, Source::TakenBack(_)) && delivery.redelivered;
                 let class = header.class;
-                self.turns.push(class, Taken { header, source, delivery, since: Instant::now(), counts });
+                self.turns.push(
+                    class,
+                    Taken { header, source, delivery, since: Instant::now(), counts, asked: false },
+                );
             }
         }
     }
@@ -299,26 +304,27 @@ impl Loop {
         });
     }
 
-    /// Those held, and what has arrived, in turns of the classes.
-    fn take_batch(&mut self) -> (VecDeque<Taken>, Vec<Taken>) {
-        let new = std::iter::from_fn(|| self.turns.pop()).take(BATCH_MAX).collect();
-        (std::mem::take(&mut self.held), new)
+    /// Those held and what has arrived, in turns of the classes; of a class those held longest first.
+    fn take_batch(&mut self) -> Vec<Taken> {
+        let most = self.held.len() + BATCH_MAX;
+        while let Some(taken) = self.held.pop_back() {
+            self.turns.put_back(taken.header.class, taken);
+        }
+        std::iter::from_fn(|| self.turns.pop()).take(most).collect()
     }
 
-    /// Decides and acts for a batch, those held longest first. An empty one looks at the lanes.
-    async fn place(&mut self, held: VecDeque<Taken>, new: Vec<Taken>) {
-        // Whether a job has ended is asked once. One that ends while it is held is found out by its worker.
-        let ids: Vec<_> = new.iter().map(|taken| taken.header.id).collect();
-        let asked_before = held.len();
-        let mut batch = Vec::from(held);
-        batch.extend(new);
+    /// Decides and acts for a batch. An empty one looks at the lanes.
+    async fn place(&mut self, batch: Vec<Taken>) {
+        let ids = batch.iter().filter(|taken| !taken.asked).map(|taken| taken.header.id).collect();
         let (models, model_of) = models(&batch);
         let facts = self.observe(ids, models, batch.len()).await;
         let mut lanes = self.lanes(&facts);
         let mut moves = Vec::new();
-        for (at, taken) in batch.into_iter().enumerate() {
-            let ended = at.checked_sub(asked_before).and_then(|at| facts.ended[at].as_ref());
-            if let Some(recorded) = ended {
+        let mut ended = facts.ended.iter();
+        for (at, mut taken) in batch.into_iter().enumerate() {
+            let asked = std::mem::replace(&mut taken.asked, true);
+            let recorded = if asked { None } else { ended.next().and_then(Option::as_ref) };
+            if let Some(recorded) = recorded {
                 let Taken { header, source, delivery, .. } = taken;
                 let fate = Fate::Recorded(header, recorded.clone());
                 self.end(Ending { delivery, queue: queue_of(source), fate });
@@ -389,7 +395,7 @@ impl Loop {
             self.feeds.saw(lane, live, seen.granted + seen.left > 0, now);
             let waits = |class: &Class| self.waiting.contains_key(&(lane, *class));
             let waiting = Class::ALL.into_iter().find(waits);
-            LaneNow { live, room: seen.granted, waiting, keeps: keeps[lane.index()] }
+            LaneNow { live, room: seen.granted, more: seen.left, waiting, keeps: keeps[lane.index()] }
         })
     }
 

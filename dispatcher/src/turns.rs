@@ -22,6 +22,11 @@ impl<T> Turns<T> {
         self.queues[class as usize].push_back(item);
     }
 
+    /// Adds an item in front of its class.
+    pub fn put_back(&mut self, class: Class, item: T) {
+        self.queues[class as usize].push_front(item);
+    }
+
     /// The next item.
     pub fn pop(&mut self) -> Option<T> {
         for _ in 0..2 {

@@ -57,11 +57,13 @@ pub(crate) fn decode_version<T: DeserializeOwned>(
     bytes: &[u8],
     version: fn(&T) -> u8,
 ) -> Result<T, DecodeError> {
-    let decoded = decode::<T>(bytes);
-    if !matches!(&decoded, Ok(value) if version(value) <= WIRE_VERSION) {
-        check_version(bytes)?;
+    match decode::<T>(bytes) {
+        Ok(value) if version(&value) > WIRE_VERSION => {
+            Err(DecodeError::Version { found: version(&value).into() })
+        }
+        Ok(value) => Ok(value),
+        Err(error) => check_version(bytes).and(Err(error)),
     }
-    decoded
 }
 
 /// Refuses a value whose `version` is newer than ours, whatever else it holds.

@@ -300,8 +300,9 @@ pub struct Bench {
     /// process over the embedded one. Without it, the deployment that is configured has to run.
     #[arg(long)]
     pub spawn: bool,
-    /// Compare with the bare pump: three hops over the same broker with nothing in between.
-    #[arg(long)]
+    /// Compare with two pumps, three hops over the same broker with nothing in between: one that carries what we carry,
+    /// in processes as ours are (ceiling in the JSON), and a bare one.
+    #[arg(long, requires = "spawn")]
     pub ceiling: bool,
     /// Rounds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]

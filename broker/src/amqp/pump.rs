@@ -280,7 +280,7 @@ impl Exit {
     async fn open(channel: Channel, to: &str, dress: Dress) -> lapin::Result<Self> {
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let message = Message { packed: dress.packed, properties: dress.properties, ..Message::default() };
-        let properties = convert::properties(&message).unwrap_or_default();
+        let properties = convert::properties(&message).expect("its texts are short");
         let (mandatory, body_bytes) = (dress.mandatory, dress.body_bytes);
         Ok(Self { channel, to: to.to_owned(), properties, mandatory, body_bytes })
     }

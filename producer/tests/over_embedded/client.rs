@@ -186,13 +186,30 @@ async fn one_key_is_one_job_and_another_input_is_a_conflict() {
     keyed.input = image(&[2.0; 4]);
     let error = client.submit(keyed.clone()).await.unwrap_err();
     assert!(matches!(error, SubmitError::Conflict { .. }), "{error}");
+}
 
-    // A large input is not read on the runtime, which would stand still meanwhile.
-    keyed.input = Payload::Opaque(Opaque { content_type: "t".into(), data: vec![7; 1 << 20].into() });
-    let mut submit = std::pin::pin!(client.submit(keyed));
-    assert!(futures_util::poll!(&mut submit).is_pending());
-    let error = bounded(submit).await.unwrap_err();
-    assert!(matches!(error, SubmitError::Conflict { .. }), "{error}");
+/// The runtime would stand still meanwhile.
+#[test]
+fn a_large_input_is_not_read_on_the_runtime() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let station = Station::open().await;
+        let client = station.client().await;
+        let mut keyed = job(&[1.0; 4]);
+        keyed.identity = Identity::Key("order-7".into());
+        client.enqueue(keyed.clone()).await.unwrap();
+        keyed.input = Payload::Opaque(Opaque { content_type: "t".into(), data: vec![7; 1 << 20].into() });
+
+        let (held, released) = std::sync::mpsc::channel::<()>();
+        let only_thread = tokio::task::spawn_blocking(move || released.recv());
+        let mut submit = std::pin::pin!(client.submit(keyed));
+        assert!(futures_util::poll!(&mut submit).is_pending(), "it is read where no thread is free");
+        drop(held);
+        assert!(only_thread.await.unwrap().is_err());
+        let error = bounded(submit).await.unwrap_err();
+        assert!(matches!(error, SubmitError::Conflict { .. }), "{error}");
+    });
 }
 
 #[tokio::test]

@@ -9,19 +9,22 @@ use crate::config::{ConfigError, Services, Settings};
 use crate::station::{self, Station};
 use crate::stopping::{self, Interrupted, Stop};
 use crate::{commands, print, telemetry};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use broker::amqp::pump::{Dress, Hop, Pump, Way};
 use bytes::Bytes;
+use bytesize::ByteSize;
 use metrics_exporter_prometheus::PrometheusHandle;
 use producer::{Client, Submission};
 use report::{Report, Subject};
 use round::{Seen, Through};
+use schemas::limits::PAYLOAD_BYTES_MAX;
 use schemas::payload::Opaque;
 use schemas::{JobBody, Payload};
 use secrecy::{ExposeSecret, SecretString};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use system::System;
+use tokio::time::timeout;
 
 mod accounts;
 mod hops;
@@ -32,6 +35,11 @@ mod system;
 
 /// How long one job may take before it counts as lost.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// How long the broker may take to delete the pumps' queues.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pumps, in the names of their queues.
+const EQUAL: &str = "equal";
+const BARE: &str = "bare";
 /// Jobs that may be pending while they come at a rate: no limit worth the name.
 const PENDING_MAX: usize = 100_000;
 
@@ -42,34 +50,39 @@ pub async fn run(mut settings: Settings, options: &cli::Bench, config: Option<&P
     let embedded = settings.broker.url.is_none();
     check(&settings, options)?;
     let mut redis = None;
+    // Process ids are not unique over containers.
+    let run = format!("{:016x}", fastrand::u64(..));
     if options.spawn {
         settings.storage.dir = folder.path().to_owned();
-        settings.storage.blobs = None;
+        settings.storage.blobs = Some(folder.path().join("blobs"));
         settings.worker.diagnostics = true;
         if !embedded && settings.state.url.is_none() {
             let (server, url) = system::private_redis(folder.path()).await?;
             redis = Some(server);
             settings.state.url = Some(url);
         }
-        // A process that is killed leaves nothing that another bench, or the system, would take for its own.
-        settings.state.prefix = format!("bench.{}", std::process::id());
+        // What is left of a bench that was killed is nothing that another, or the system, would take for its own.
+        settings.state.prefix = format!("bench.{run}");
     }
     settings.check(if embedded { Services::Together } else { Services::Shared })?;
     let metrics = embedded.then(telemetry::metrics).transpose()?;
-    let bench = Bench { settings, metrics, config, options };
+    let bench = Bench { settings, metrics, config, run, options };
     let report = tokio::select! {
-        report = bench.rounds() => report?,
-        () = stopping::until(&mut stop, Stop::Drain) => return Err(Interrupted.into()),
+        report = bench.rounds() => report,
+        () = stopping::until(&mut stop, Stop::Drain) => Err(Interrupted.into()),
     };
+    bench.remove_pumps().await;
+    let report = report?;
+    print::text(&if options.json { format!("{}\n", report.json()) } else { report.table() })?;
     if let Some(redis) = redis {
         redis.stop().await?;
     }
-    print::text(&if options.json { format!("{}\n", report.json()) } else { report.table() })?;
     Ok(report.complete())
 }
 
 fn check(settings: &Settings, options: &cli::Bench) -> Result<(), ConfigError> {
     let refuse = |problem: &str| Err(ConfigError::Value(problem.to_owned()));
+    let inline = if options.ceiling { settings.limits.inline } else { ByteSize(PAYLOAD_BYTES_MAX as u64) };
     match settings.broker.url {
         None if options.ceiling => refuse(
             "--ceiling compares with what RabbitMQ carries: set broker.url, with a virtual host of its own",
@@ -80,6 +93,11 @@ fn check(settings: &Settings, options: &cli::Bench) -> Result<(), ConfigError> {
         None if settings.state.url.is_some() => {
             refuse("state.url is set and broker.url is not: set both, or none")
         }
+        _ if options.size > inline => refuse(&format!(
+            "--size is {}: use at most {inline}{}",
+            options.size,
+            if options.ceiling { ", the inline limit, with --ceiling" } else { "" }
+        )),
         _ => Ok(()),
     }
 }
@@ -90,6 +108,8 @@ struct Bench<'a> {
     metrics: Option<PrometheusHandle>,
     /// The configuration file.
     config: Option<&'a Path>,
+    /// Tells what this bench leaves at broker and state from what others do.
+    run: String,
     options: &'a cli::Bench,
 }
 
@@ -117,10 +137,6 @@ impl Bench<'_> {
                 progress.inc(1);
             }
             subjects.rotate_left(1);
-            // The equal pump has to know how long an answer is.
-            if report.answer_bytes().is_none() {
-                subjects.sort();
-            }
         }
         progress.finish_and_clear();
         Ok(report)
@@ -155,7 +171,7 @@ impl Bench<'_> {
     /// The pump that carries what the system carries, in processes as the system has them.
     async fn equal(&self, answer_bytes: Option<usize>) -> Result<Seen> {
         let answer_bytes = answer_bytes.context("no answer was seen yet")?.to_string();
-        let run = format!("equal-{}", std::process::id());
+        let run = self.pump_name(EQUAL);
         let pump = self.pump(&run)?;
         pump.declare().await?;
         let mut relays = Vec::new();
@@ -178,24 +194,43 @@ impl Bench<'_> {
         for relay in relays {
             relay.stop().await?;
         }
-        drop(feed);
-        pump.remove().await?;
         Ok(seen)
     }
 
     /// The pump that carries nothing but bytes, all in this process.
     async fn bare(&self) -> Result<Seen> {
-        let pump = self.pump(&format!("bare-{}", std::process::id()))?;
+        let pump = self.pump(&self.pump_name(BARE))?;
         pump.declare().await?;
-        let place = pump.relay(Hop::Place, Dress::default(), None).await?;
-        let answer = pump.relay(Hop::Answer, Dress::default(), None).await?;
+        let mut place = pump.relay(Hop::Place, Dress::default(), None).await?;
+        let mut answer = pump.relay(Hop::Answer, Dress::default(), None).await?;
         let mut feed = pump.feed(Dress::default()).await?;
         let bytes = usize::try_from(self.options.size.as_u64())?;
         let mut through = Through::Pump { feed: &mut feed, bytes };
-        let seen = round::measure(&mut through, self.options, &self.processes([])).await?;
-        drop((feed, place, answer));
-        pump.remove().await?;
-        Ok(seen)
+        let processes = self.processes([]);
+        tokio::select! {
+            seen = round::measure(&mut through, self.options, &processes) => seen,
+            why = place.ended() => bail!("the bare pump broke: {why}"),
+            why = answer.ended() => bail!("the bare pump broke: {why}"),
+        }
+    }
+
+    /// Deletes the pumps' queues, however the rounds went: nobody else ever would.
+    async fn remove_pumps(&self) {
+        for kind in [EQUAL, BARE].into_iter().filter(|_| self.options.ceiling) {
+            let removed =
+                async { self.pump(&self.pump_name(kind))?.remove().await.map_err(anyhow::Error::from) };
+            match timeout(PATIENCE, removed).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "queues of the {kind} pump are left at the broker"),
+                Err(_) => {
+                    tracing::warn!("queues of the {kind} pump are left at the broker: it does not answer")
+                }
+            }
+        }
+    }
+
+    fn pump_name(&self, kind: &str) -> String {
+        format!("{kind}-{}", self.run)
     }
 
     fn pump(&self, run: &str) -> Result<Pump> {

@@ -46,9 +46,17 @@ async fn many_tasks_run_on_few_threads() {
 #[tokio::test]
 async fn tasks_in_turn_end_in_their_order_and_one_that_hangs_fails_alone() {
     let lane = lane(1, 1);
-    let models = ["digits", "diagnose.panic", "diagnose.hang", "nope", "diagnose.echo"];
-    let tasks = models.map(|model| task(model, &[], Duration::from_millis(200))).to_vec();
-    let ends = lane.run_in_turn(tasks).await;
+    let (short, long) = (Duration::from_millis(200), BOUND * 2);
+    let tasks = [
+        ("digits", long),
+        ("diagnose.panic", long),
+        ("diagnose.hang", short),
+        ("nope", long),
+        ("diagnose.echo", long),
+    ];
+    let tasks = tasks.map(|(model, limit)| task(model, &[], limit)).to_vec();
+    let ends = lane.run_in_turn(tasks);
+    let ends = tokio::time::timeout(BOUND, ends).await.expect("each has its own limit");
     let kinds: Vec<_> = ends.iter().map(|end| end.as_ref().map(drop).map_err(|f| f.kind)).collect();
     let expected = [
         Ok(()),

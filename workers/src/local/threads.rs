@@ -65,6 +65,16 @@ struct Running {
     limit: Duration,
 }
 
+impl Batch {
+    /// When to look whether a limit has passed: no later than that of the one that runs, and no longer than any of those
+    /// behind it may take.
+    fn patience(&self) -> Duration {
+        let left = |running: &Running| running.limit.saturating_sub(running.since.elapsed());
+        let limits = self.waiting.iter().map(|task| task.limit);
+        limits.chain(self.running.as_ref().map(left)).min().unwrap_or(BETWEEN)
+    }
+}
+
 fn lock(batch: &Mutex<Batch>) -> MutexGuard<'_, Batch> {
     batch.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -96,16 +106,25 @@ impl Threads {
 
     /// Runs tasks one after the other on one thread; on another if one of them outlives its limit.
     pub(super) async fn run(self: &Arc<Self>, tasks: Vec<Task>) -> Vec<Result<Ran, Failure>> {
-        let mut ends = Vec::with_capacity(tasks.len());
+        let asked = tasks.len();
+        let mut ends = Vec::with_capacity(asked);
         let mut waiting = VecDeque::from(tasks);
         while !waiting.is_empty() {
             let batch = Arc::new(Mutex::new(Batch { waiting, ..Batch::default() }));
             let ended = self.run_batch(&batch).await;
             let mut batch = lock(&batch);
             waiting = std::mem::take(&mut batch.waiting);
+            let begun = !ends.is_empty();
             ends.append(&mut batch.ends);
-            ends.extend(ended.err().map(Err));
+            ends.extend(ended.err().map(|failure| match failure.kind {
+                // The lane closed over one before them: they were not begun, and are not to pay for it.
+                FailureKind::LaneUnavailable if begun => {
+                    Err(Failure::new(FailureKind::Busy, failure.message))
+                }
+                _ => Err(failure),
+            }));
         }
+        debug_assert_eq!(ends.len(), asked, "an end for each, in their order");
         ends
     }
 
@@ -117,7 +136,7 @@ impl Threads {
             failure
         };
         let mut busy = self.take().await.map_err(unable)?;
-        let mut patience = lock(batch).waiting.front().map_or(Duration::ZERO, |task| task.limit);
+        let mut patience = lock(batch).patience();
         let (done, mut all_ran) = oneshot::channel();
         busy.order(Order { batch: Arc::clone(batch), done }).map_err(unable)?;
         loop {
@@ -128,11 +147,12 @@ impl Threads {
                 }
                 Ok(Err(_)) => {
                     busy.gone();
-                    let model = lock(batch)
-                        .running
-                        .take()
-                        .map_or_else(String::new, |r| format!(" model {}", r.model));
-                    let message = format!("the thread that ran{model} died");
+                    let mut batch = lock(batch);
+                    let running = batch.running.take().map(|running| running.model);
+                    let Some(model) = running.or_else(|| Some(batch.waiting.pop_front()?.model)) else {
+                        return Ok(());
+                    };
+                    let message = format!("the thread that ran model {model} died");
                     return Err(Failure::new(FailureKind::Internal, message));
                 }
                 Err(_) => {}
@@ -141,8 +161,7 @@ impl Threads {
             let found = lock(batch);
             let late = found.running.as_ref().filter(|running| running.since.elapsed() >= running.limit);
             let Some(Running { id, model, limit, .. }) = late else {
-                let left = |running: &Running| running.limit.saturating_sub(running.since.elapsed());
-                patience = found.running.as_ref().map_or(BETWEEN, left);
+                patience = found.patience();
                 continue;
             };
             // From here on the thread takes no more of them, and the end of this one is not noted.

@@ -2,9 +2,10 @@
 //!
 //! What a run of a model may take is the longest seen of late, not the mean: a job that waits in a slot behind another cannot
 //! go to one that falls free. Together those that share a slot should take no longer than [`TOGETHER`], which nobody
-//! notices who waits for one of them.
+//! notices who waits for one of them. A job that has failed before shares with nobody: it may be the one that hangs.
 
-use schemas::{JobHeader, ModelName};
+use super::services::Job;
+use schemas::ModelName;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -12,10 +13,12 @@ use std::time::Duration;
 const TOGETHER: Duration = Duration::from_millis(1);
 /// Most that share one.
 const MOST: usize = 64;
-/// A larger input takes as long to read as a quick run takes, and one that rests in the blob store much longer.
+/// A larger input takes as long to read as a quick run takes.
 const INPUT_BYTES_MAX: u64 = 16 * 1024;
 /// How much of the longest run is forgotten with each shorter one.
 const FORGET: f64 = 0.05;
+/// What a run that outlived its limit counts as, whatever the limit: hundreds of good ones make up for it.
+const HUNG: Duration = Duration::from_secs(60);
 
 /// How long runs take, by model.
 #[derive(Debug, Default)]
@@ -40,6 +43,11 @@ impl Gather {
         }
     }
 
+    /// A run of `model` outlived its limit.
+    pub(crate) fn hung(&mut self, model: &ModelName) {
+        self.ran(model, HUNG);
+    }
+
     /// Nobody yet.
     pub(crate) fn together(&self) -> Together<'_> {
         Together { gather: self, jobs: 0, seconds: 0.0 }
@@ -47,11 +55,15 @@ impl Gather {
 }
 
 impl Together<'_> {
-    /// Whether the job of `header` may join; it has joined then.
-    pub(crate) fn joins(&mut self, header: &JobHeader) -> bool {
+    /// Whether `job` may join; it has joined then.
+    pub(crate) fn joins(&mut self, job: &Job) -> bool {
+        let (header, body_bytes) = (&job.header, job.message.body.len() as u64);
         let Some(longest) = self.gather.longest_s.get(&header.model) else { return false };
         let seconds = self.seconds + longest;
-        let joins = header.size <= INPUT_BYTES_MAX && self.jobs < MOST && seconds <= TOGETHER.as_secs_f64();
+        // The size of an input that rests in the blob store is not that of its message.
+        let inline = header.size == body_bytes && body_bytes <= INPUT_BYTES_MAX;
+        let joins =
+            inline && header.history.is_empty() && self.jobs < MOST && seconds <= TOGETHER.as_secs_f64();
         if joins {
             self.jobs += 1;
             self.seconds = seconds;
@@ -63,41 +75,56 @@ impl Together<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schemas::{ClientName, JobId, UnixMillis};
+    use broker::Message;
+    use schemas::{Attempt, ClientName, Failure, FailureKind, JobHeader, JobId, UnixMillis};
 
-    fn header(model: &str) -> JobHeader {
+    fn job(model: &str) -> Job {
         let (model, client) = (ModelName::new(model).unwrap(), ClientName::new("c").unwrap());
-        JobHeader::new(JobId::new(), model, client, UnixMillis(0))
+        let header = JobHeader::new(JobId::new(), model, client, UnixMillis(0));
+        Job { header, message: Message::default(), suspect: false, redelivered: false }
     }
 
-    fn joined(gather: &Gather, header: &JobHeader) -> usize {
+    fn joined(gather: &Gather, job: &Job) -> usize {
         let mut together = gather.together();
-        std::iter::repeat_with(|| together.joins(header)).take_while(|joins| *joins).count()
+        std::iter::repeat_with(|| together.joins(job)).take_while(|joins| *joins).count()
     }
 
     #[test]
     fn as_many_share_a_slot_as_take_a_millisecond_together() {
         let mut gather = Gather::default();
-        let (quick, tiny, slow) = (header("quick"), header("tiny"), header("slow"));
+        let (quick, mut tiny, slow) = (job("quick"), job("tiny"), job("slow"));
         assert_eq!(joined(&gather, &quick), 0, "what was never run may take any time");
-        gather.ran(&quick.model, Duration::from_micros(90));
-        gather.ran(&tiny.model, Duration::from_nanos(100));
-        gather.ran(&slow.model, Duration::from_millis(5));
-        assert_eq!([&quick, &tiny, &slow].map(|header| joined(&gather, header)), [11, MOST, 0]);
-        let large = JobHeader { size: INPUT_BYTES_MAX + 1, ..tiny.clone() };
-        assert_eq!(joined(&gather, &large), 0);
+        gather.ran(&quick.header.model, Duration::from_micros(90));
+        gather.ran(&tiny.header.model, Duration::from_nanos(100));
+        gather.ran(&slow.header.model, Duration::from_millis(5));
+        assert_eq!([&quick, &tiny, &slow].map(|job| joined(&gather, job)), [11, MOST, 0]);
+
+        tiny.header.size = 100;
+        assert_eq!(joined(&gather, &tiny), 0, "its input is elsewhere");
+        tiny.message.body = vec![0; 100].into();
+        assert_eq!(joined(&gather, &tiny), MOST);
+        let failure = Failure::new(FailureKind::Timeout, "x");
+        let (number, at, worker) = (1, UnixMillis(0), "w".to_owned());
+        tiny.header.history.push(Attempt { number, lane: None, worker, at, failure });
+        assert_eq!(joined(&gather, &tiny), 0, "it failed before");
     }
 
     #[test]
     fn one_long_run_is_remembered_for_a_while() {
         let mut gather = Gather::default();
-        let header = header("m");
-        gather.ran(&header.model, Duration::from_micros(10));
-        gather.ran(&header.model, Duration::from_millis(20));
-        assert_eq!(joined(&gather, &header), 0);
-        (0..50).for_each(|_| gather.ran(&header.model, Duration::from_micros(10)));
-        assert_eq!(joined(&gather, &header), 0, "seen one run in fifty");
-        (0..200).for_each(|_| gather.ran(&header.model, Duration::from_micros(10)));
-        assert_eq!(joined(&gather, &header), MOST);
+        let job = job("m");
+        let runs = |gather: &mut Gather, runs: u32| {
+            (0..runs).for_each(|_| gather.ran(&job.header.model, Duration::from_micros(10)));
+        };
+        runs(&mut gather, 1);
+        gather.ran(&job.header.model, Duration::from_millis(20));
+        assert_eq!(joined(&gather, &job), 0);
+        runs(&mut gather, 50);
+        assert_eq!(joined(&gather, &job), 0, "seen one run in fifty");
+        runs(&mut gather, 200);
+        assert_eq!(joined(&gather, &job), MOST);
+        gather.hung(&job.header.model);
+        runs(&mut gather, 200);
+        assert_eq!(joined(&gather, &job), 0);
     }
 }

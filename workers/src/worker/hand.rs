@@ -3,6 +3,7 @@
 use super::ending::Output;
 use super::line::Seq;
 use super::services::Job;
+use super::settle::Ended;
 use broker::{Delivery, Settlement};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -67,7 +68,7 @@ pub(crate) struct Hand {
     next: Seq,
     checks: JoinSet<(Seq, Option<Bytes>)>,
     runs: JoinSet<Vec<(Seq, Result<Output, Failure>)>>,
-    ends: JoinSet<Vec<(Seq, Settlement)>>,
+    ends: JoinSet<Vec<(Seq, Ended)>>,
 }
 
 /// A task has done its work.
@@ -76,7 +77,7 @@ pub(crate) enum Done {
     /// Those that shared a slot.
     Ran(Vec<(Seq, Result<Output, Failure>)>),
     /// Those that ended together.
-    Settled(Vec<(Seq, Settlement)>),
+    Ended(Vec<(Seq, Ended)>),
 }
 
 impl Hand {
@@ -191,13 +192,18 @@ impl Hand {
         self.runs.spawn(async move { each(seqs, AssertUnwindSafe(run).catch_unwind().await, fault) });
     }
 
-    /// `end` gives a settlement for each of `seqs`.
-    pub(crate) fn end(
+    /// `end` gives a settlement.
+    pub(crate) fn end(&mut self, seq: Seq, end: impl Future<Output = Settlement> + Send + 'static) {
+        self.end_together(vec![seq], async move { vec![Ended::Settled(end.await)] });
+    }
+
+    /// `end` says for each of `seqs` what became of it.
+    pub(crate) fn end_together(
         &mut self,
         seqs: Vec<Seq>,
-        end: impl Future<Output = Vec<Settlement>> + Send + 'static,
+        end: impl Future<Output = Vec<Ended>> + Send + 'static,
     ) {
-        let fault = || Settlement::GiveBack;
+        let fault = || Ended::Settled(Settlement::GiveBack);
         self.ends.spawn(async move { each(seqs, AssertUnwindSafe(end).catch_unwind().await, fault) });
     }
 
@@ -205,7 +211,7 @@ impl Hand {
     pub(crate) async fn done(&mut self) -> Done {
         tokio::select! {
             Some(outcomes) = self.runs.join_next().map(joined) => Done::Ran(outcomes),
-            Some(settlements) = self.ends.join_next().map(joined) => Done::Settled(settlements),
+            Some(ended) = self.ends.join_next().map(joined) => Done::Ended(ended),
             Some((seq, record)) = self.checks.join_next().map(joined) => Done::Checked(seq, record),
             else => std::future::pending().await,
         }
@@ -279,7 +285,7 @@ mod tests {
         let (ledger, mut hand) = (Ledger::default(), Hand::default());
         let seq = hand.hold(job(), ledger.delivery(1));
         hand.hold_stray(ledger.delivery(1));
-        hand.end(vec![seq], async { vec![Settlement::Ack] });
+        hand.end(seq, async { Settlement::Ack });
         assert_eq!(hand.give_everything_back(), 2);
         assert_eq!(ledger.take(), [(1, Settlement::GiveBack); 2]);
     }
@@ -291,9 +297,9 @@ mod tests {
         let Done::Ran(ran) = hand.done().await else { panic!("not what ran") };
         assert!(ran.iter().map(|(seq, _)| *seq).eq([7, 6]), "a failure of every job that it had");
         assert!(ran.iter().all(|(_, end)| end.as_ref().unwrap_err().kind == FailureKind::Internal));
-        hand.end(vec![8], async { panic!("a fault in the worker") });
-        let Done::Settled(settled) = hand.done().await else { panic!("not what ended") };
-        assert_eq!(settled, [(8, Settlement::GiveBack)]);
+        hand.end(8, async { panic!("a fault in the worker") });
+        let Done::Ended(ended) = hand.done().await else { panic!("not what ended") };
+        assert!(matches!(ended[..], [(8, Ended::Settled(Settlement::GiveBack))]));
         hand.check(9, async { panic!("a fault in the worker") });
         assert!(matches!(hand.done().await, Done::Checked(9, None)));
     }

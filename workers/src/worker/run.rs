@@ -22,7 +22,7 @@ use super::measure;
 use super::pace::{self, Meter};
 use super::report::Load;
 use super::services::{Job, Services};
-use super::settle;
+use super::settle::{self, Ended as JobEnded};
 use crate::lane::Capacity;
 use broker::{Delivery, Message, Settlement};
 use bytes::Bytes;
@@ -164,8 +164,8 @@ impl Loop {
             Event::IntakeEnded => self.intake_ended = true,
             Event::Done(Done::Checked(seq, record)) => self.checked(seq, record),
             Event::Done(Done::Ran(outcomes)) => self.ran(outcomes),
-            Event::Done(Done::Settled(settlements)) => {
-                settlements.into_iter().for_each(|(seq, settlement)| self.settle(seq, settlement));
+            Event::Done(Done::Ended(ended)) => {
+                ended.into_iter().for_each(|(seq, ended)| self.ended_as(seq, ended));
             }
             Event::Broadcast(Some(broadcast)) => self.broadcast(&broadcast),
             Event::Broadcast(None) => self.broadcasts = None,
@@ -202,8 +202,7 @@ impl Loop {
     fn unreadable(&mut self, delivery: Box<Delivery>, message: Message, failure: Failure) {
         let (services, now) = (Arc::clone(&self.services), now());
         let seq = self.hand.hold_stray(delivery);
-        let end = async move { vec![settle::settle_unreadable(&services, &message, failure, now).await] };
-        self.hand.end(vec![seq], end);
+        self.hand.end(seq, async move { settle::settle_unreadable(&services, &message, failure, now).await });
     }
 
     /// Looks for a record before anything else is done with the job.
@@ -242,7 +241,10 @@ impl Loop {
             let (mut seqs, mut jobs) =
                 (Vec::with_capacity(together.len()), Vec::with_capacity(together.len()));
             for seq in together {
-                let Some(held) = self.hand.get_mut(seq) else { continue };
+                let Some(held) = self.hand.get_mut(seq) else {
+                    self.line.ran(seq);
+                    continue;
+                };
                 let job = Arc::clone(&held.job);
                 if job.header.expired(now) {
                     self.line.ran(seq);
@@ -265,7 +267,7 @@ impl Loop {
     fn next_to_start(&mut self) -> Option<Vec<Seq>> {
         let (hand, gathers) = (&self.hand, self.services.executor.gathers());
         let mut together = self.gather.together();
-        self.line.next(|seq| gathers && hand.get(seq).is_some_and(|held| together.joins(&held.job.header)))
+        self.line.next(|seq| gathers && hand.get(seq).is_some_and(|held| together.joins(&held.job)))
     }
 
     fn ran(&mut self, outcomes: Vec<(Seq, Result<Output, Failure>)>) {
@@ -295,7 +297,7 @@ impl Loop {
         }
         if !seqs.is_empty() {
             let services = Arc::clone(&self.services);
-            self.hand.end(seqs, async move { settle::settle_results(&services, ended).await });
+            self.hand.end_together(seqs, async move { settle::settle_results(&services, ended).await });
         }
     }
 
@@ -303,6 +305,9 @@ impl Loop {
     fn failed(&mut self, seq: Seq, failure: Failure) {
         let Some(job) = self.hand.job(seq) else { return };
         measure::failed(self.services.lane, failure.kind);
+        if failure.kind == FailureKind::Timeout {
+            self.gather.hung(&job.header.model);
+        }
         self.services.failures.note(&job.header.model, &failure, now());
         let (place, policy) = (self.services.place(), &self.services.config.retry);
         let ending =
@@ -329,8 +334,17 @@ impl Loop {
         held.ending(ending.event());
         let cancelled = self.cancelled.contains(&job.header.id);
         let (services, job) = (Arc::clone(&self.services), Arc::clone(job));
-        let end = async move { vec![settle::settle(&services, &job, ending, cancelled).await] };
-        self.hand.end(vec![seq], end);
+        self.hand.end(seq, async move { settle::settle(&services, &job, ending, cancelled).await });
+    }
+
+    fn ended_as(&mut self, seq: Seq, ended: JobEnded) {
+        match ended {
+            JobEnded::Settled(settlement) => self.settle(seq, settlement),
+            JobEnded::Unsent(job, recorded) => {
+                let services = Arc::clone(&self.services);
+                self.hand.end(seq, async move { settle::settle_later(&services, &job, recorded).await });
+            }
+        }
     }
 
     fn settle(&mut self, seq: Seq, settlement: Settlement) {

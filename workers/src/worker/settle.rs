@@ -8,7 +8,6 @@ use super::recorder::Recorded;
 use super::services::{Job, Services};
 use broker::{Message, Properties, PublishError, Queue, Route, Settlement};
 use bytes::Bytes;
-use futures_util::future::join_all;
 use schemas::dead::DeadEntry;
 use schemas::{Failure, JobHeader, JobId, JobResult, ReplyQueue, Status, UnixMillis};
 use std::sync::Arc;
@@ -41,18 +40,33 @@ pub(crate) async fn settle(services: &Services, job: &Job, ending: Ending, cance
     }
 }
 
-/// Brings jobs to the ends that these results are, together: one round trip to shared state, and replies side by side.
-pub(crate) async fn settle_results(
-    services: &Services,
-    ended: Vec<(Arc<Job>, JobResult)>,
-) -> Vec<Settlement> {
+/// What became of a job that ended with others.
+pub(crate) enum Ended {
+    /// All that must outlive its delivery is confirmed.
+    Settled(Settlement),
+    /// Its reply has not gone out: [`settle_later`], apart from the others.
+    Unsent(Arc<Job>, Recorded),
+}
+
+/// Brings jobs to the ends that these results are, together: one round trip to shared state, and replies side by side. One
+/// that takes longer holds up no other.
+pub(crate) async fn settle_results(services: &Services, ended: Vec<(Arc<Job>, JobResult)>) -> Vec<Ended> {
     let (jobs, results): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
-    let ends = end_all(services, jobs.iter().map(|job| &job.header).zip(results).collect()).await;
-    let settled = jobs.iter().zip(ends).map(async |(job, end)| match end {
+    let sent = send_all(services, jobs.iter().map(|job| &job.header).zip(results).collect()).await;
+    let ended = jobs.into_iter().zip(sent).map(|(job, (recorded, told))| match told {
+        Ok(true) => Ended::Settled(Settlement::Ack),
+        Ok(false) if !matches!(recorded, Recorded::Missed(_)) => Ended::Settled(Settlement::Ack),
+        _ => Ended::Unsent(job, recorded),
+    });
+    ended.collect()
+}
+
+/// Sees to it that a result which is recorded, as far as it could be, goes out.
+pub(crate) async fn settle_later(services: &Services, job: &Job, recorded: Recorded) -> Settlement {
+    match told(services, &job.header, recorded).await {
         Ok(_) => Settlement::Ack,
         Err(error) => unpublished(services, job.header.id, &error).await,
-    });
-    join_all(settled).await
+    }
 }
 
 /// What was to follow could not be published: the job goes back to its queue, which hands it out again at once, so
@@ -88,15 +102,20 @@ async fn answer(services: &Services, job: &Job, record: Bytes) -> Result<(), Pub
 
 /// Records a result and replies with what is recorded, which may be an earlier one; says what that is.
 async fn end(services: &Services, header: &JobHeader, result: JobResult) -> Result<Recorded, PublishError> {
-    let ended = end_all(services, vec![(header, result)]).await.pop();
-    ended.unwrap_or(Err(PublishError::Lost))
+    let sent = send_all(services, vec![(header, result)]).await.pop();
+    let (recorded, sent) = sent.ok_or(PublishError::Lost)?;
+    match sent {
+        Ok(true) => Ok(recorded),
+        Ok(false) => insist(services, header.id, recorded).await,
+        Err(_) => told(services, header, recorded).await,
+    }
 }
 
-/// The same for several, in their order.
-async fn end_all(
+/// Records results and sends what is recorded, once each; whether it was told, in their order.
+async fn send_all(
     services: &Services,
     ended: Vec<(&JobHeader, JobResult)>,
-) -> Vec<Result<Recorded, PublishError>> {
+) -> Vec<(Recorded, Result<bool, PublishError>)> {
     let (mut jobs, mut results) = (Vec::with_capacity(ended.len()), Vec::with_capacity(ended.len()));
     for (header, result) in ended {
         jobs.push((header, result.status));
@@ -104,7 +123,7 @@ async fn end_all(
         results.push((header.id, offload(bytes, move || result.encode()).await));
     }
     let recorded = services.recorder.record(results).await;
-    let mut sent = Vec::with_capacity(jobs.len());
+    let mut replies = Vec::with_capacity(jobs.len());
     for ((header, status), recorded) in jobs.into_iter().zip(recorded) {
         if !matches!(recorded, Recorded::Earlier(_)) {
             services.measures.finished(Some(&header.model), status);
@@ -116,22 +135,23 @@ async fn end_all(
             }
             None => None,
         };
-        sent.push((header, recorded, receipt));
+        replies.push((header.id, recorded, receipt));
     }
-    let told = sent.into_iter().map(async |(header, recorded, receipt)| {
+    let mut sent = Vec::with_capacity(replies.len());
+    for (id, recorded, receipt) in replies {
         let told = match receipt {
-            Some(receipt) => match receipt.await {
-                Ok(()) => true,
-                Err(error) if error.reply_dropped().is_some() => dropped(header.id, error)?,
-                Err(_) => {
-                    reply(services, header.reply_to.clone(), header.id, recorded.result().clone()).await?
-                }
-            },
-            None => false,
+            Some(receipt) => receipt.await.map_or_else(|error| dropped(id, error), |()| Ok(true)),
+            None => Ok(false),
         };
-        if told { Ok(recorded) } else { insist(services, header.id, recorded).await }
-    });
-    join_all(told).await
+        sent.push((recorded, told));
+    }
+    sent
+}
+
+/// Replies with what is recorded, trying again; where nobody can be told, its record has to hold it.
+async fn told(services: &Services, header: &JobHeader, recorded: Recorded) -> Result<Recorded, PublishError> {
+    let told = reply(services, header.reply_to.clone(), header.id, recorded.result().clone()).await?;
+    if told { Ok(recorded) } else { insist(services, header.id, recorded).await }
 }
 
 /// A result that no reply carries rests in its record alone. Without one it would be lost, so here shared state is

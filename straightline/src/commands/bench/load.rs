@@ -155,19 +155,19 @@ pub async fn through_pump(feed: &mut Feed, bytes: usize, load: Load) -> Result<M
                 let sent = feed.send(due_at.len() as u64, bytes).await;
                 due_at.push(due_now);
                 if let Err(why) = sent {
-                    bail!("the bare pump broke: {why}");
+                    bail!("a pump broke: {why}");
                 }
             }
             back = timeout(PATIENCE, feed.next()) => match back {
                 Ok(Ok(number)) => {
                     last = Instant::now();
                     let Some(due) = usize::try_from(number).ok().and_then(|number| due_at.get(number)) else {
-                        bail!("the bare pump gave back message {number}, which was not sent");
+                        bail!("a pump gave back message {number}, which was not sent");
                     };
                     measured.latencies.push(last - *due);
                 }
-                Ok(Err(why)) => bail!("the bare pump broke: {why}"),
-                Err(_) => break,
+                Ok(Err(why)) => bail!("a pump broke: {why}"),
+                Err(_) => bail!("a pump lost {} messages", due_at.len() - measured.latencies.len()),
             },
         }
     }

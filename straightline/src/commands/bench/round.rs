@@ -66,9 +66,12 @@ pub async fn measure(
 ) -> Result<Seen> {
     let window = Offer::Window(options.window as usize);
     let jobs = options.jobs as usize;
-    through.offer(Load { jobs: WARM_UP.min(jobs), offer: window }).await?;
-    let (before, begun) = (spent(processes), through.sums().await?);
-    let saturated = through.offer(Load { jobs, offer: window }).await?;
+    let warmed_up = through.offer(Load { jobs: WARM_UP.min(jobs), offer: window }).await?;
+    let begun = through.sums().await?;
+    let before = spent(processes);
+    let mut saturated = through.offer(Load { jobs, offer: window }).await?;
+    saturated.lost += warmed_up.lost;
+    saturated.failed += warmed_up.failed;
     let mut processor = spent(processes);
     for (role, spent) in &mut processor {
         *spent = spent.saturating_sub(before.get(role).copied().unwrap_or_default());

@@ -82,6 +82,9 @@ pub fn own(settings: &Settings, config: Option<&Path>, arguments: &[&str]) -> Re
     }
     command.env("STRAIGHTLINE_STATE__PREFIX", &settings.state.prefix);
     command.env("STRAIGHTLINE_STORAGE__DIR", &settings.storage.dir);
+    if let Some(blobs) = &settings.storage.blobs {
+        command.env("STRAIGHTLINE_STORAGE__BLOBS", blobs);
+    }
     command.env("STRAIGHTLINE_WORKER__DIAGNOSTICS", "true");
     command.env("STRAIGHTLINE_LOG__FILTER", &settings.log.filter);
     Ok(command)
@@ -201,7 +204,7 @@ pub async fn ensure_unused(broker: &dyn Broker) -> Result<()> {
     let Some(used) = used else { return Ok(()) };
     Err(ConfigError::Value(format!(
         "the virtual host of broker.url is in use ({used}): name one of its own for bench --spawn, or leave out --spawn to \
-         measure what runs there"
+         measure what runs there; what an earlier bench left can be purged with it (rabbitmqctl delete_vhost)"
     ))
     .into())
 }
