@@ -194,6 +194,9 @@ impl Bench<'_> {
         for relay in relays {
             relay.stop().await?;
         }
+        // The next round is to find nothing of this one.
+        drop(feed);
+        pump.remove().await?;
         Ok(seen)
     }
 
@@ -207,11 +210,14 @@ impl Bench<'_> {
         let bytes = usize::try_from(self.options.size.as_u64())?;
         let mut through = Through::Pump { feed: &mut feed, bytes };
         let processes = self.processes([]);
-        tokio::select! {
-            seen = round::measure(&mut through, self.options, &processes) => seen,
+        let seen = tokio::select! {
+            seen = round::measure(&mut through, self.options, &processes) => seen?,
             why = place.ended() => bail!("the bare pump broke: {why}"),
             why = answer.ended() => bail!("the bare pump broke: {why}"),
-        }
+        };
+        drop((feed, place, answer));
+        pump.remove().await?;
+        Ok(seen)
     }
 
     /// Deletes the pumps' queues, however the rounds went: nobody else ever would.
