@@ -4,7 +4,7 @@
 //! What it owns: placement, waiting and release, taking back the queue of a lane whose workers are gone, and the end
 //! of jobs that never reach a worker. What it must not do: decode a payload, hold a job for long, run one.
 //!
-//! Shape: [`policy`] and [`desk`] decide, on plain values; [`dispatcher`] is the loop round them; [`feeds`] decides
+//! Shape: [`policy`] and [`desk`] decide, on plain values; `run` is the loop round them; [`feeds`] decides
 //! which queues are consumed just now. Any number of dispatchers may run side by side: what they share is in
 //! the broker and in shared state.
 
@@ -23,6 +23,7 @@ mod intake;
 pub mod journal;
 mod pace;
 pub mod policy;
+mod run;
 mod sampler;
 mod stopping;
 pub mod turns;

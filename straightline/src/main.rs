@@ -11,6 +11,7 @@ mod builtin;
 mod cli;
 mod commands;
 mod config;
+mod figures;
 mod lanes;
 mod observing;
 mod print;

@@ -109,6 +109,16 @@ pub async fn work(station: &Station, lane: Lane, catalog: Catalog, name: Option<
     Ok(Worker::start(config, broker, state, Some(Arc::clone(&station.blobs)), executor).await?)
 }
 
+/// Has them finish what they have in hand, and end.
+pub async fn drain(dispatcher: &Dispatcher, workers: &[Worker]) -> Result<()> {
+    dispatcher.drain().await?;
+    workers.iter().for_each(Worker::drain);
+    for worker in workers {
+        worker.join().await?;
+    }
+    Ok(())
+}
+
 /// Whether `worker` takes jobs: the broker knows it, and it has not ended.
 pub fn takes_jobs(worker: &Worker) -> bool {
     worker.registered() && worker.join().now_or_never().is_none()

@@ -7,13 +7,13 @@ use serde_json::Value;
 use std::time::Duration;
 use tests::process::Program;
 use tests::scenario::{Need, Scenario};
-use tests::services::RabbitVersion;
+use tests::services::{RabbitVersion, Vhost};
 use tests::stage::Context;
 use tests::until::until;
 
 const LONG: Duration = Duration::from_secs(300);
-/// Enough for every figure to be there.
-const SHORT: [&str; 8] = ["--rounds", "2", "--jobs", "1500", "--rate-for", "1s", "--rate", "100"];
+/// Enough for every figure to be there, and for everything to come after everything else.
+const SHORT: [&str; 8] = ["--rounds", "3", "--jobs", "1500", "--rate-for", "1s", "--rate", "100"];
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     use Need::{Binary, Redis};
@@ -80,6 +80,24 @@ async fn pumps(context: &Context, version: RabbitVersion) -> Result<()> {
         ensure!(report["cpu_s_per_10k_by_process"][process].is_number(), "{process}: {report}");
     }
     ensure!(!report.to_string().contains(vhost.url().as_str()), "the report shows the login");
+    no_pumps_left(&vhost).await?;
+
+    let broken_off = context.straightline("broken-off").await?.env("STRAIGHTLINE_BROKER__URL", vhost.url());
+    let jobs = ["--jobs", "30000", "--rate", "0"];
+    let mut bench = broken_off.args(["bench", "--spawn", "--ceiling"]).args(jobs).start()?;
+    until(LONG, "a pump is at work", async || {
+        ensure!(no_pumps_left(&vhost).await.is_err(), "no pump has queues yet");
+        Ok(())
+    })
+    .await?;
+    bench.term()?;
+    bench.finish(LONG).await?.expect(130)?;
+    no_pumps_left(&vhost).await
+}
+
+async fn no_pumps_left(vhost: &Vhost) -> Result<()> {
+    let queues = vhost.queues().await?;
+    ensure!(!queues.iter().any(|queue| queue.name.starts_with("pump.")), "{queues:?}");
     Ok(())
 }
 

@@ -245,6 +245,7 @@ impl Worker {
             let (phase, phases) = watch::channel(Phase::Working);
             let (end, ended) = watch::channel(None);
             tracing::info!(worker = %config.name, %lane, slots, models = models.len(), "taking jobs");
+            let models = models.into_iter().collect();
             let services = Arc::new(Services {
                 config,
                 lane,
@@ -253,7 +254,8 @@ impl Worker {
                 state,
                 blobs,
                 executor,
-                measures: Measures::new(lane, models),
+                measures: Measures::new(lane, &models),
+                models,
                 recorder,
                 failures,
             });

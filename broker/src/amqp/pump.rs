@@ -158,7 +158,15 @@ impl Pump {
             let exit = exit.map_err(|error| self.setup.failed("open a channel", &error))?;
             let (confirmed, confirms) = mpsc::channel(IN_FLIGHT_MAX);
             let settling = tokio::spawn(settle(confirms, None));
-            Ok(Feed { exit, confirmed, acks: Acks::new(replies), stream, settling, _connection: connection })
+            Ok(Feed {
+                exit,
+                confirmed,
+                acks: Acks::new(replies),
+                stream,
+                settling,
+                next: 0,
+                _connection: connection,
+            })
         })
     }
 
@@ -222,14 +230,19 @@ pub struct Feed {
     acks: Acks,
     stream: Consumer,
     settling: JoinHandle<Result<(), String>>,
+    /// The number of the next message.
+    next: u64,
     _connection: Connection,
 }
 
 impl Feed {
-    /// Sends message `number` with a body of so many bytes.
-    pub async fn send(&mut self, number: u64, bytes: usize) -> Result<(), String> {
+    /// Sends a message with a body of so many bytes; its number, one more than that of the message before.
+    pub async fn send(&mut self, bytes: usize) -> Result<u64, String> {
+        let number = self.next;
+        self.next += 1;
         let publishing = self.exit.publish(&numbered(number, bytes))?;
-        self.confirmed.send(publishing).await.map_err(|_| "a publish was not confirmed".to_owned())
+        self.confirmed.send(publishing).await.map_err(|_| "a publish was not confirmed")?;
+        Ok(number)
     }
 
     /// The number of the next message that has come through, and acknowledges it. Cancel-safe.

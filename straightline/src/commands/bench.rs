@@ -71,7 +71,9 @@ pub async fn run(mut settings: Settings, options: &cli::Bench, config: Option<&P
         report = bench.rounds() => report,
         () = stopping::until(&mut stop, Stop::Drain) => Err(Interrupted.into()),
     };
-    bench.remove_pumps().await;
+    if report.is_err() {
+        bench.remove_pumps().await;
+    }
     let report = report?;
     print::text(&if options.json { format!("{}\n", report.json()) } else { report.table() })?;
     if let Some(redis) = redis {
@@ -220,16 +222,18 @@ impl Bench<'_> {
         Ok(seen)
     }
 
-    /// Deletes the pumps' queues, however the rounds went: nobody else ever would.
+    /// Deletes the pumps' queues after a round that was broken off: nobody else ever would.
     async fn remove_pumps(&self) {
         for kind in [EQUAL, BARE].into_iter().filter(|_| self.options.ceiling) {
             let removed =
                 async { self.pump(&self.pump_name(kind))?.remove().await.map_err(anyhow::Error::from) };
             match timeout(PATIENCE, removed).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "queues of the {kind} pump are left at the broker"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "queues of the {kind} pump may be left at the broker")
+                }
                 Err(_) => {
-                    tracing::warn!("queues of the {kind} pump are left at the broker: it does not answer")
+                    tracing::warn!("queues of the {kind} pump may be left at the broker: it does not answer")
                 }
             }
         }

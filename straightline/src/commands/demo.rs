@@ -116,14 +116,12 @@ async fn watch_jobs(
 
 /// Ends what was started, functions and containers with it. Nobody waits for jobs that a signal left in hand.
 async fn end(dispatcher: &Dispatcher, workers: &[Worker], interrupted: bool) -> Result<()> {
-    if interrupted {
-        dispatcher.halt();
-        workers.iter().for_each(Worker::halt);
-        dispatcher.join().await?;
-    } else {
-        dispatcher.drain().await?;
-        workers.iter().for_each(Worker::drain);
+    if !interrupted {
+        return roles::drain(dispatcher, workers).await;
     }
+    dispatcher.halt();
+    workers.iter().for_each(Worker::halt);
+    dispatcher.join().await?;
     for worker in workers {
         worker.join().await?;
     }

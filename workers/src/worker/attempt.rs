@@ -51,7 +51,7 @@ pub(crate) async fn run(services: &Services, jobs: &[Arc<Job>]) -> Vec<Result<Ou
 /// The job's body read and its input fetched.
 async fn task(services: &Services, job: &Job) -> Result<Task, Failure> {
     let header = &job.header;
-    if !services.measures.knows(&header.model) {
+    if !services.models.contains(&header.model) {
         return Err(without_model(services, header));
     }
     if job.suspect {

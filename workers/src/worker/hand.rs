@@ -3,7 +3,7 @@
 use super::ending::Output;
 use super::line::Seq;
 use super::services::Job;
-use super::settle::Ended;
+use super::settle::End;
 use broker::{Delivery, Settlement};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -68,7 +68,7 @@ pub(crate) struct Hand {
     next: Seq,
     checks: JoinSet<(Seq, Option<Bytes>)>,
     runs: JoinSet<Vec<(Seq, Result<Output, Failure>)>>,
-    ends: JoinSet<Vec<(Seq, Ended)>>,
+    ends: JoinSet<Vec<(Seq, End)>>,
 }
 
 /// A task has done its work.
@@ -77,7 +77,7 @@ pub(crate) enum Done {
     /// Those that shared a slot.
     Ran(Vec<(Seq, Result<Output, Failure>)>),
     /// Those that ended together.
-    Ended(Vec<(Seq, Ended)>),
+    Ended(Vec<(Seq, End)>),
 }
 
 impl Hand {
@@ -194,16 +194,16 @@ impl Hand {
 
     /// `end` gives a settlement.
     pub(crate) fn end(&mut self, seq: Seq, end: impl Future<Output = Settlement> + Send + 'static) {
-        self.end_together(vec![seq], async move { vec![Ended::Settled(end.await)] });
+        self.end_together(vec![seq], async move { vec![End::Settled(end.await)] });
     }
 
     /// `end` says for each of `seqs` what became of it.
     pub(crate) fn end_together(
         &mut self,
         seqs: Vec<Seq>,
-        end: impl Future<Output = Vec<Ended>> + Send + 'static,
+        end: impl Future<Output = Vec<End>> + Send + 'static,
     ) {
-        let fault = || Ended::Settled(Settlement::GiveBack);
+        let fault = || End::Settled(Settlement::GiveBack);
         self.ends.spawn(async move { each(seqs, AssertUnwindSafe(end).catch_unwind().await, fault) });
     }
 
@@ -299,7 +299,7 @@ mod tests {
         assert!(ran.iter().all(|(_, end)| end.as_ref().unwrap_err().kind == FailureKind::Internal));
         hand.end(8, async { panic!("a fault in the worker") });
         let Done::Ended(ended) = hand.done().await else { panic!("not what ended") };
-        assert!(matches!(ended[..], [(8, Ended::Settled(Settlement::GiveBack))]));
+        assert!(matches!(ended[..], [(8, End::Settled(Settlement::GiveBack))]));
         hand.check(9, async { panic!("a fault in the worker") });
         assert!(matches!(hand.done().await, Done::Checked(9, None)));
     }

@@ -3,7 +3,7 @@
 use crate::worker::report::Load;
 use metrics::{Counter, Histogram};
 use schemas::{FailureKind, Lane, ModelName, Status};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// Names and meanings; said once, when a worker starts.
@@ -69,20 +69,15 @@ struct OfModel {
 
 impl Measures {
     /// For a worker of `lane` that has these models.
-    pub(crate) fn new(lane: Lane, models: Vec<ModelName>) -> Self {
-        let measures = |model: ModelName| {
+    pub(crate) fn new(lane: Lane, models: &HashSet<ModelName>) -> Self {
+        let measures = |model: &ModelName| {
             let name = model.as_str().to_owned();
             let run_seconds = metrics::histogram!("straightline_run_seconds", "lane" => lane.as_str(), "model" => name.clone());
             let succeeded = finished(lane, name, Status::Succeeded);
-            (model, OfModel { run_seconds, succeeded })
+            (model.clone(), OfModel { run_seconds, succeeded })
         };
         let job_seconds = metrics::histogram!("straightline_job_seconds", "lane" => lane.as_str());
-        Self { lane, job_seconds, models: models.into_iter().map(measures).collect() }
-    }
-
-    /// Whether the worker has this model.
-    pub(crate) fn knows(&self, model: &ModelName) -> bool {
-        self.models.contains_key(model)
+        Self { lane, job_seconds, models: models.iter().map(measures).collect() }
     }
 
     /// A job is done with, so long after its delivery.

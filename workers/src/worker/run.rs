@@ -22,7 +22,7 @@ use super::measure;
 use super::pace::{self, Meter};
 use super::report::Load;
 use super::services::{Job, Services};
-use super::settle::{self, Ended as JobEnded};
+use super::settle::{self, End};
 use crate::lane::Capacity;
 use broker::{Delivery, Message, Settlement};
 use bytes::Bytes;
@@ -165,7 +165,7 @@ impl Loop {
             Event::Done(Done::Checked(seq, record)) => self.checked(seq, record),
             Event::Done(Done::Ran(outcomes)) => self.ran(outcomes),
             Event::Done(Done::Ended(ended)) => {
-                ended.into_iter().for_each(|(seq, ended)| self.ended_as(seq, ended));
+                ended.into_iter().for_each(|(seq, end)| self.ended_as(seq, end));
             }
             Event::Broadcast(Some(broadcast)) => self.broadcast(&broadcast),
             Event::Broadcast(None) => self.broadcasts = None,
@@ -337,10 +337,10 @@ impl Loop {
         self.hand.end(seq, async move { settle::settle(&services, &job, ending, cancelled).await });
     }
 
-    fn ended_as(&mut self, seq: Seq, ended: JobEnded) {
-        match ended {
-            JobEnded::Settled(settlement) => self.settle(seq, settlement),
-            JobEnded::Unsent(job, recorded) => {
+    fn ended_as(&mut self, seq: Seq, end: End) {
+        match end {
+            End::Settled(settlement) => self.settle(seq, settlement),
+            End::Unsent(job, recorded) => {
                 let services = Arc::clone(&self.services);
                 self.hand.end(seq, async move { settle::settle_later(&services, &job, recorded).await });
             }

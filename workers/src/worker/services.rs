@@ -8,9 +8,10 @@ use crate::lane::Executor;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use broker::{Broker, Message, PublishError, Queue, Route};
 use bytes::Bytes;
-use schemas::{JobHeader, JobId, Lane};
+use schemas::{JobHeader, JobId, Lane, ModelName};
 use state::State;
 use state::blobs::Blobs;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -26,6 +27,7 @@ pub(crate) struct Services {
     pub(crate) state: Arc<dyn State>,
     pub(crate) blobs: Option<Arc<Blobs>>,
     pub(crate) executor: Arc<dyn Executor>,
+    pub(crate) models: HashSet<ModelName>,
     pub(crate) measures: Measures,
     pub(crate) recorder: Recorder,
     pub(crate) failures: Arc<Failures>,

@@ -41,7 +41,7 @@ pub(crate) async fn settle(services: &Services, job: &Job, ending: Ending, cance
 }
 
 /// What became of a job that ended with others.
-pub(crate) enum Ended {
+pub(crate) enum End {
     /// All that must outlive its delivery is confirmed.
     Settled(Settlement),
     /// Its reply has not gone out: [`settle_later`], apart from the others.
@@ -50,13 +50,13 @@ pub(crate) enum Ended {
 
 /// Brings jobs to the ends that these results are, together: one round trip to shared state, and replies side by side. One
 /// that takes longer holds up no other.
-pub(crate) async fn settle_results(services: &Services, ended: Vec<(Arc<Job>, JobResult)>) -> Vec<Ended> {
+pub(crate) async fn settle_results(services: &Services, ended: Vec<(Arc<Job>, JobResult)>) -> Vec<End> {
     let (jobs, results): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
     let sent = send_all(services, jobs.iter().map(|job| &job.header).zip(results).collect()).await;
     let ended = jobs.into_iter().zip(sent).map(|(job, (recorded, told))| match told {
-        Ok(true) => Ended::Settled(Settlement::Ack),
-        Ok(false) if !matches!(recorded, Recorded::Missed(_)) => Ended::Settled(Settlement::Ack),
-        _ => Ended::Unsent(job, recorded),
+        Ok(true) => End::Settled(Settlement::Ack),
+        Ok(false) if !matches!(recorded, Recorded::Missed(_)) => End::Settled(Settlement::Ack),
+        _ => End::Unsent(job, recorded),
     });
     ended.collect()
 }

@@ -1,7 +1,6 @@
 //! What processes on this machine have cost, as the kernel keeps it under `/proc`.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// Ticks a second in which the kernel tells processor time: a constant of its interface.
@@ -55,14 +54,10 @@ fn listening(table: &str, port: u16) -> Option<&str> {
     })
 }
 
-/// A port of the loopback interface that nobody listens at just now.
-pub fn free_port() -> std::io::Result<SocketAddr> {
-    std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
 
     #[test]
     fn a_process_finds_itself() {

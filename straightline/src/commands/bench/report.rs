@@ -4,6 +4,7 @@ use super::load::Measured;
 use super::round::Seen;
 use crate::cli;
 use crate::config::Settings;
+use crate::figures;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -113,7 +114,8 @@ impl Report {
             "", "jobs/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "p95 ms", "p99 ms", "max ms"
         );
         for (subject, seen) in &self.seen {
-            let saturated = |percent| median(seen.iter().map(|seen| seen.saturated.percentile_ms(percent)));
+            let saturated =
+                |percent| median(seen.iter().filter_map(|seen| seen.saturated.percentile_ms(percent)));
             let _ = write!(text, "{:14} {:>9.0}", subject.name(), self.per_second(*subject));
             for percent in PERCENTILES {
                 let _ = write!(text, " {:>8.2}", saturated(percent));
@@ -164,9 +166,9 @@ impl Report {
         );
         let mut saturated = Map::new();
         for percent in PERCENTILES {
-            let at_rate = |seen: &Seen| seen.paced.as_ref().map(|paced| paced.percentile_ms(percent));
+            let at_rate = |seen: &Seen| seen.paced.as_ref()?.percentile_ms(percent);
             figures.insert(percentile(percent), number(median(seen.iter().filter_map(at_rate))));
-            let at_window = seen.iter().map(|seen| seen.saturated.percentile_ms(percent));
+            let at_window = seen.iter().filter_map(|seen| seen.saturated.percentile_ms(percent));
             saturated.insert(percentile(percent), number(median(at_window)));
         }
         for (at, figures) in [&mut saturated, &mut figures].into_iter().enumerate() {
@@ -208,7 +210,7 @@ impl Report {
     /// Milliseconds at the rate.
     fn paced(&self, subject: Subject, percent: usize) -> f64 {
         let paced = self.seen.get(&subject).into_iter().flatten().filter_map(|seen| seen.paced.as_ref());
-        median(paced.map(|paced| paced.percentile_ms(percent)))
+        median(paced.filter_map(|paced| paced.percentile_ms(percent)))
     }
 
     /// Over all that the system was asked to do.
@@ -252,18 +254,12 @@ fn hops(seen: &[Seen], at: usize) -> impl Iterator<Item = (&'static str, f64)> {
 
 /// Not a number where there is nothing.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => values[odd / 2],
-        even => f64::midpoint(values[even / 2 - 1], values[even / 2]),
-    }
+    figures::median(values).unwrap_or(f64::NAN)
 }
 
 /// To three decimals; nothing where it is not a number.
 fn number(value: f64) -> Value {
-    json!(value.is_finite().then(|| (value * 1e3).round() / 1e3))
+    json!(value.is_finite().then(|| figures::to_3_decimals(value)))
 }
 
 /// All that shapes the figures.

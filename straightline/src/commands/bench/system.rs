@@ -1,6 +1,5 @@
 //! The system under measure: processes of its own, everything in this process, or what is configured and runs already.
 
-use super::accounts;
 use super::hops::Measures;
 use crate::access::Http;
 use crate::cli;
@@ -14,6 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use secrecy::{ExposeSecret, SecretString};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -93,7 +93,7 @@ pub fn own(settings: &Settings, config: Option<&Path>, arguments: &[&str]) -> Re
 /// Starts a Redis of its own at a free port, its data in `folder`; gives its address. It syncs as Redis does unless told
 /// otherwise, once a second, and so keeps what a real one would keep.
 pub async fn private_redis(folder: &Path) -> Result<(Started, SecretString)> {
-    let address = accounts::free_port()?;
+    let address = free_port()?;
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]).arg("--dir").arg(folder);
     command.args(["--appendonly", "yes", "--save", "", "--logfile", "redis.log"]);
@@ -108,6 +108,11 @@ pub async fn private_redis(folder: &Path) -> Result<(Started, SecretString)> {
     };
     timeout(PATIENCE, answers).await.context("the private Redis does not answer")??;
     Ok((server, format!("redis://{address}").into()))
+}
+
+/// A port of the loopback interface that nobody listens at just now.
+fn free_port() -> std::io::Result<SocketAddr> {
+    std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
 
 /// What runs the jobs.
@@ -136,7 +141,7 @@ impl System {
         }
         let mut processes = Vec::new();
         let mut start = |role, arguments: &[&str]| -> Result<()> {
-            let metrics = accounts::free_port()?.to_string();
+            let metrics = free_port()?.to_string();
             let mut command = own(settings, config, arguments)?;
             command.args(["--metrics", &metrics]);
             processes.push((Started::start(role, command)?, Http::new(&metrics)?));
@@ -180,14 +185,7 @@ impl System {
                 }
                 Ok(())
             }
-            Self::Together { dispatcher, workers } => {
-                dispatcher.drain().await?;
-                for worker in workers {
-                    worker.drain();
-                    worker.join().await?;
-                }
-                Ok(())
-            }
+            Self::Together { dispatcher, workers } => roles::drain(&dispatcher, &workers).await,
         }
     }
 }

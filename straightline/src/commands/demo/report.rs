@@ -1,5 +1,6 @@
 //! What the demo saw, counted. Pure.
 
+use crate::figures::{percentile, to_3_decimals};
 use crate::print;
 use producer::operations::LaneStatus;
 use schemas::{JobResult, Status};
@@ -204,18 +205,11 @@ fn note(lane: &LaneStatus) -> &str {
     lane.note.as_deref().unwrap_or("it has no worker")
 }
 
-fn to_3_decimals(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
-}
-
-/// The 50th, 95th and 99th percentile, nearest rank; none of nothing.
+/// The 50th, 95th and 99th percentile; none of nothing.
 fn percentiles(values: &[f64]) -> [Option<f64>; 3] {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    [50, 95, 99].map(|percent| {
-        let rank = (sorted.len() * percent).div_ceil(100);
-        sorted.get(rank.checked_sub(1)?).copied()
-    })
+    [50, 95, 99].map(|percent| percentile(&sorted, percent))
 }
 
 #[cfg(test)]
@@ -289,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_by_nearest_rank() {
+    fn percentiles_need_no_order() {
         let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
         assert_eq!(percentiles(&values), [Some(50.0), Some(95.0), Some(99.0)]);
         assert_eq!(percentiles(&[7.0]), [Some(7.0); 3]);
